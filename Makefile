@@ -1,0 +1,104 @@
+# Everything runs in .venv. A target does only what has changed since it last ran.
+#
+#   make book     the website: install, execute the chapters, build the pages       (PROFILE=paper JOBS=4)
+#   make site     the pages again, from the chapters as they were last executed
+#   make test     the whole test suite                                              (ARGS="-k imprint")
+#   make lint     style and types
+#   make serve    show the website at http://localhost:8000                         (PORT=8080)
+#   make lab      the chapters as notebooks, in JupyterLab
+#   make clean    remove what was built; .venv and downloaded data stay
+
+PROFILE ?= cpu
+JOBS ?= 1
+PORT ?= 8000
+ARGS ?=
+VENV ?= .venv
+
+# Paths are relative, and tools are called as modules: the folder's name may hold spaces.
+BIN := $(VENV)/bin
+PY := "$(BIN)/python"
+PIP := $(PY) -m pip --disable-pip-version-check
+INSTALLED := .venv/.installed
+LAB := .venv/.installed-lab
+SITE := _build/html/.built
+
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+unexport PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE := 1
+export PIP_USER := 0
+
+.PHONY: book site test lint serve lab clean install chapters vendor address
+.DEFAULT_GOAL := book
+
+book: chapters
+	@$(MAKE) site
+
+site: vendor
+	@$(MAKE) $(SITE)
+	@$(MAKE) address
+
+chapters: install
+	@$(PY) -m gradleak_lib.cli run --profile $(PROFILE) --jobs $(JOBS)
+
+vendor: install
+	@$(PY) book/vendor.py
+
+# The list of pages is read when make starts, hence the second make above.
+SOURCES := _config.yml _toc.yml $(shell find book gradleak_lib notebooks -type f \
+	! -name '.*' ! -path '*/__pycache__/*' ! -name '* *' 2>/dev/null)
+
+$(SITE): $(SOURCES)
+	"$(BIN)/jupyter-book" build . --all -n -W --keep-going --quiet
+	@touch $(SITE)
+
+address:
+	@$(PY) -c 'import pathlib; print("The book is at", pathlib.Path("_build/html/index.html").resolve().as_uri())'
+
+test: install vendor
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	@for notebook in notebooks/*.md; do \
+	  $(PY) -m jupytext --quiet --to py:percent --output - "$$notebook" \
+	    | $(PY) -m ruff check --quiet --ignore E402,E501,B018,D --stdin-filename "$$notebook.py" - || exit 1; \
+	done
+
+serve: site
+	@echo "http://localhost:$(PORT) (Ctrl-C ends it)"
+	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+lab: install $(if $(filter .venv,$(VENV)),$(LAB))
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(PY) -m jupyterlab --notebook-dir=.
+
+clean:
+	rm -rf _build book/chapters book/_static/vendor build .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# With VENV=$$CONDA_PREFIX the environment is yours; nothing is installed into it.
+install: $(if $(filter .venv,$(VENV)),$(INSTALLED))
+
+# torch comes first and alone: given a choice, pip would take another build together with the rest.
+$(INSTALLED): pyproject.toml constraints.txt
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	    found=$$python; break; \
+	  fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "gradleak needs Python 3.11, 3.12 or 3.13, and found none; name yours with make PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Making .venv with $$("$$found" --version)"; \
+	"$$found" -m venv --clear .venv || { \
+	  echo "$$found cannot make an environment; on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
+	$(PIP) install --quiet --progress-bar off $(shell sed -n '/^torch==/p' constraints.txt)
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[book,test,lint]'
+	@touch $@
+
+$(LAB): $(INSTALLED)
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[lab]'
+	@touch $@

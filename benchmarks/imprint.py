@@ -1,0 +1,290 @@
+"""CPU time of the imprint attack against breaching 0.1.2: the same 64 images, in one thread, in four parts.
+
+    python benchmarks/imprint.py [--size 224]
+
+Exit code 1 where a bar fails. The README beside this file says what each part holds.
+"""
+
+# ruff: noqa: E402  (torch must not be imported before the threads are set)
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The imprint attack: our CPU time against breaching's.")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images, 32 to 224")
+    parser.add_argument("--bins", type=int, default=128, help="bins of both modules")
+    parser.add_argument("--connection", choices=("addition", "linear"), default="addition")
+    parser.add_argument("--repeats", type=int, help="repetitions of the gradient; default 9, or 3 from 128 pixels")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the photographs and the network")
+    arguments = parser.parse_args()
+    if not 32 <= arguments.size <= 224 or arguments.bins < 2:
+        parser.error("--size must be in 32..224 and --bins at least 2")
+    arguments.repeats = arguments.repeats or (9 if arguments.size < 128 else 3)
+    return arguments
+
+
+if __name__ == "__main__":
+    ARGUMENTS = _arguments()
+    import environment
+
+    environment.enter()
+
+import peer
+import torch
+from scipy.stats import laplace
+from torch import Tensor, nn
+
+from gradleak_lib import metrics
+from gradleak_lib.attacks.imprint import Imprint, arm, bins_from_cdf, recover
+from gradleak_lib.attacks.placement import before_input
+from gradleak_lib.data import load
+from gradleak_lib.federated import fedsgd
+from gradleak_lib.models import build
+
+IMAGES = 64
+# The peer's own settings: normalised as for ImageNet, measured by this mode of a cosine transform.
+MEAN, DEVIATION, MODE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32
+TOLERANCE = 1.05
+NOISE = 0.1
+FASTER = 10.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attack: the batch in both scales, and the network before anything is put into it."""
+
+    images: Tensor
+    inputs: Tensor
+    labels: Tensor
+    resnet: nn.Module
+    bins: int
+    connection: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    def seen(self, reconstructions: Tensor) -> Tensor:
+        """Reconstructions of inputs as images in [0, 1]."""
+        return (reconstructions * _channels(DEVIATION) + _channels(MEAN)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """CPU seconds of each call, in the order in which they were made."""
+
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Median of the ratios of neighbouring calls, which a change of the machine's load leaves alone."""
+        return median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+
+
+def _channels(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).reshape(-1, 1, 1)
+
+
+def race(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> tuple[Timing, Any, Any]:
+    """Call both in turn, the first to go changing every time; return the times, and what the first calls gave."""
+    results = ours(), theirs()  # not timed: the first call pays for caches and allocations
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        for side in (0, 1) if repeat % 2 else (1, 0):
+            start = time.process_time()
+            (ours, theirs)[side]()
+            seconds[side].append(time.process_time() - start)
+    return Timing(*seconds), *results
+
+
+def build_ours(case: Case) -> nn.Sequential:
+    """Our module with the peer's measurement and the peer's bins, in front of the network."""
+    size = math.prod(case.shape)
+    wave = torch.cos(math.pi / size * (torch.arange(size) + 0.5) * MODE)
+    edges = bins_from_cdf(laplace(0, 1 / math.sqrt(2)), case.bins)
+    imprint = Imprint(case.shape, case.bins, connection=case.connection)
+    return before_input(case.resnet, arm(imprint, wave / size * (4 * MODE), edges))
+
+
+def build_theirs(case: Case) -> nn.Module:
+    """Their module in front of the network."""
+    return peer.build(case.resnet, case.shape, case.bins, mode=MODE, connection=case.connection)
+
+
+def our_bins(model: nn.Sequential, inputs: Tensor) -> Tensor:
+    """Bin of each sample by our module's own arithmetic: int64 ``[N]``, -1 below the first edge."""
+    with torch.no_grad():
+        return (model[0].measure(inputs.flatten(1)) > 0).sum(1) - 1
+
+
+def alone(bins: Tensor, *, last: int) -> Tensor:
+    """Bool ``[N]``: no other sample is in the same bin, and the bin is one that the read-out separates."""
+    return (bins[:, None] == bins).sum(1).eq(1) & (bins >= 0) & (bins <= last)
+
+
+def load_case(arguments: argparse.Namespace) -> Case:
+    """Photographs, and a ResNet-18 with one output for each of the photographs' classes."""
+    data = load("photos", arguments.size, n=IMAGES, seed=arguments.seed)
+    inputs = (data.images - _channels(MEAN)) / _channels(DEVIATION)
+    resnet = build("resnet18", inputs.shape[1:], classes=len(data.classes), seed=arguments.seed)
+    return Case(data.images, inputs, data.labels, resnet, arguments.bins, arguments.connection)
+
+
+def run(case: Case, repeats: int, seed: int) -> bool:
+    """Time the four parts, print the table and the checks, and return whether every bar holds."""
+    often = 5 * repeats
+    timings: dict[str, Timing] = {}
+    timings["building the module"], ours, theirs = race(
+        lambda: build_ours(case), lambda: build_theirs(case), often
+    )
+    timings["the client's gradient"], update, shared = race(
+        lambda: fedsgd(ours, case.inputs, case.labels),
+        peer.client(theirs, case.inputs, case.labels),
+        repeats,
+    )
+    metadata = peer.Metadata(shape=case.shape, mean=MEAN, std=DEVIATION, modality="vision")
+    bare, whole = peer.reader(theirs, shared, metadata)
+    timings["read-out"], recovered, padded = race(lambda: recover(update, ours), bare, often)
+    as_called, *_ = race(lambda: recover(update, ours), whole, repeats)
+
+    found = case.seen(padded)
+    lpips = peer.perceptual_scorer(seed)
+    timings["matching"], our_order, lpips_order = race(
+        lambda: metrics.match(found, case.images), lambda: peer.match(lpips, found, case.images), repeats
+    )
+    pixels, _, pixel_order = race(
+        lambda: metrics.match(found, case.images),
+        lambda: peer.match(peer.pixel_scorer(), found, case.images),
+        repeats,
+    )
+    print_table(timings)
+    print(f"Their read-out as users call it, copying the model twice: {median(as_called.theirs) * 1e3:.1f} ms.")
+    print(f"Their matching on pixels, the cost that ours takes: {median(pixels.theirs) * 1e3:.1f} ms.\n")
+    complete = report_recovery(case, ours, theirs, case.seen(recovered.inputs), found)
+    identical = report_matching(case, found, our_order, lpips_order, pixel_order, lpips)
+    return report_bars(timings, pixels, complete=complete, identical=identical)
+
+
+def print_table(timings: dict[str, Timing]) -> None:
+    """Median CPU seconds of each part, and each part's share of its own column's total."""
+    totals = (
+        sum(median(timing.ours) for timing in timings.values()),
+        sum(median(timing.theirs) for timing in timings.values()),
+    )
+    print(f"{'part':24}{'ours, s':>10}{'breaching, s':>14}{'ratio':>8}{'share of ours':>15}{'of theirs':>11}")
+    for part, timing in timings.items():
+        ours, theirs = median(timing.ours), median(timing.theirs)
+        print(
+            f"{part:24}{ours:10.4f}{theirs:14.4f}{timing.ratio:8.3f}"
+            f"{ours / totals[0]:15.1%}{theirs / totals[1]:11.1%}"
+        )
+    print(f"{'total':24}{totals[0]:10.4f}{totals[1]:14.4f}{totals[0] / totals[1]:8.3f}\n")
+
+
+def report_recovery(case: Case, ours: nn.Module, theirs: nn.Module, *found: Tensor) -> bool:
+    """Compare what each attack recovered with the images alone in their bins; True where ours has them all."""
+    our_hits, their_hits = our_bins(ours, case.inputs), peer.bins_hit(theirs, case.inputs)
+    print(f"Same bin in both attacks: {(our_hits == their_hits).sum()} of {IMAGES} images.")
+    complete = []
+    # Their differences leave no row for what lies above the last edge.
+    for name, hits, last, images in (
+        ("ours", our_hits, case.bins - 1, found[0]),
+        ("breaching", their_hits, case.bins - 2, found[1]),
+    ):
+        single = alone(hits, last=last)
+        exact = recovered_exactly(images, case.images)
+        complete.append(not (single & ~exact).any())
+        print(
+            f"{name:10} exact (PSNR over 60 dB): {exact.sum()}; alone in a bin that it reads: {single.sum()}; "
+            f"the same images: {'yes' if exact.equal(single) else 'no'}"
+        )
+    return complete[0]
+
+
+def recovered_exactly(found: Tensor, originals: Tensor) -> Tensor:
+    """Bool ``[N]``: some reconstruction shows the original at a PSNR over 60 dB, whichever it is matched with."""
+    return metrics.squared_distances(found, originals).amin(0) < 10 ** (-metrics.EXACT_DB / 10)
+
+
+def report_matching(
+    case: Case, found: Tensor, ours: Tensor, by_lpips: Tensor, by_pixels: Tensor, lpips: Any
+) -> bool:
+    """Compare the assignments; True where they are identical wherever the two have the same thing to decide."""
+    exact = recovered_exactly(found, case.images)
+    pixels = same_image(found, ours, by_pixels)
+    perceptual = same_image(found, ours, by_lpips)
+    blank = IMAGES - len(found.flatten(1).unique(dim=0))
+    print(f"\nMatching breaching's {IMAGES} reconstructions, {blank + 1} of which are one blank image:")
+    print(f"  same image assigned by breaching on pixels: {pixels.sum()} of {IMAGES}")
+    print(
+        f"  same image assigned by breaching on LPIPS (random AlexNet): {perceptual.sum()} of {IMAGES}; "
+        f"of the {exact.sum()} exact ones {(perceptual & exact).sum()}"
+    )
+    for name, order in (("ours", ours), ("breaching on pixels", by_pixels), ("breaching on LPIPS", by_lpips)):
+        right = metrics.psnr(found[order], case.images) > metrics.EXACT_DB
+        print(f"  exact ones that went to their original, {name}: {(right & exact).sum()} of {exact.sum()}")
+    noisy, shuffle = noisy_copies(case.images)
+    noise_ours, noise_lpips = metrics.match(noisy, case.images), peer.match(lpips, noisy, case.images)
+    print(
+        f"Matching {IMAGES} shuffled noisy copies ({NOISE:g} standard deviation): same assignment for "
+        f"{(noise_ours == noise_lpips).sum()}, right by ours {(noise_ours == shuffle).sum()}, "
+        f"by breaching on LPIPS {(noise_lpips == shuffle).sum()}"
+    )
+    return bool(pixels.all() and noise_ours.equal(noise_lpips))
+
+
+def same_image(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Bool ``[N]``: the two assignments give an original the same image, be it under another index (blank ones)."""
+    return (found[first] == found[second]).flatten(1).all(1)
+
+
+def noisy_copies(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy copies of the images in a random order, and where each original's copy is."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(images), generator=generator)
+    noise = NOISE * torch.randn(images.shape, generator=generator)
+    return (images + noise).clamp(0, 1)[order], order.argsort()
+
+
+def report_bars(timings: dict[str, Timing], pixels: Timing, *, complete: bool, identical: bool) -> bool:
+    """Print each bar and whether it holds."""
+    bars = {f"{part}: not slower": timing.ratio <= TOLERANCE for part, timing in timings.items()}
+    for cost, timing in (("LPIPS", timings["matching"]), ("pixels", pixels)):
+        bars[f"matching: {1 / timing.ratio:.0f} times faster than theirs on {cost}, at least {FASTER:g}"] = (
+            1 / timing.ratio >= FASTER
+        )
+    bars["matching: identical assignment on the same cost, and on noisy copies"] = identical
+    bars["our attack recovers every image alone in its bin"] = complete
+    print(f"\nBars (a measuring tolerance of {TOLERANCE - 1:.0%} on the first four):")
+    for bar, holds in bars.items():
+        print(f"  {'holds' if holds else 'FAILS'}  {bar}")
+    return all(bars.values())
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the benchmark; 0 where every bar holds, else 1."""
+    torch.set_num_threads(1)
+    case = load_case(arguments)
+    print(
+        f"{IMAGES} photographs of {'x'.join(map(str, case.shape))}, ResNet-18, {case.bins} bins, "
+        f"connection by {case.connection}; torch {torch.__version__}, {torch.get_num_threads()} thread; "
+        f"CPU time, medians of {arguments.repeats} alternated calls "
+        f"({5 * arguments.repeats} for building and read-out).\n"
+        "LPIPS: AlexNet with random weights, seeded (the trained ones would have to be downloaded); same cost.\n",
+        flush=True,
+    )
+    return 0 if run(case, arguments.repeats, arguments.seed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGUMENTS))

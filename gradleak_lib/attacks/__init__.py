@@ -1,0 +1,1 @@
+"""What a server infers from an update: one module per attack."""

@@ -1,0 +1,140 @@
+"""Where an imprint stands in a network, and how the layers before it are made to let the input through."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from gradleak_lib.attacks.imprint import Imprint
+
+# The places that the paper shows in a ResNet-18, by the module that the imprint is put before.
+POSITIONS = {"block 1": "layer1", "block 3": "layer3", "block 4": "layer4", "pooling": "avgpool"}
+_ORDER = ("conv1", "bn1", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
+
+
+def before_input(model: nn.Module, imprint: Imprint) -> nn.Sequential:
+    """Return the imprint in front of a network; the network itself is not copied."""
+    return nn.Sequential(OrderedDict(imprint=imprint, model=model))
+
+
+def before_layer(model: nn.Module, name: str, imprint: Imprint) -> nn.Module:
+    """Put an imprint before a named submodule, in place.
+
+    Parameters
+    ----------
+    model
+        Any network, changed in place and returned.
+    name
+        As in ``model.named_modules()``: ``"layer1"``, or one of `POSITIONS`' values.
+    imprint
+        Its shape must be that of the submodule's input: see `layer_inputs`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such submodule.
+    """
+    parent_name, _, child = name.rpartition(".")
+    try:
+        parent = model.get_submodule(parent_name)
+        target = parent.get_submodule(child)
+    except AttributeError as error:
+        raise ValueError(f"the model has no submodule {name!r}") from error
+    setattr(parent, child, nn.Sequential(OrderedDict(imprint=imprint, layer=target)))
+    return model
+
+
+class _Reached(Exception):
+    """Stops a forward pass at the layer of interest."""
+
+
+@torch.no_grad()
+def layer_inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    """Return what a submodule receives: how a server measures its own public images inside its own network.
+
+    Parameters
+    ----------
+    model
+        Any network; the layers after the submodule are not run.
+    name
+        As in ``model.named_modules()``.
+    images
+        ``[N, C, H, W]``.
+
+    Returns
+    -------
+    Tensor
+        ``[N, ...]``, the submodule's first argument.
+
+    Raises
+    ------
+    ValueError
+        If the forward pass never reaches the submodule.
+    """
+    received: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        received.append(inputs[0])
+        raise _Reached
+
+    hook = model.get_submodule(name).register_forward_pre_hook(stop)
+    try:
+        model(images)
+    except _Reached:
+        return received[0]
+    finally:
+        hook.remove()
+    raise ValueError(f"the forward pass does not reach {name!r}")
+
+
+@torch.no_grad()
+def pass_through(resnet: ResNet, name: str) -> ResNet:
+    """Set the layers before a stage of a ResNet so that its first three channels carry the image.
+
+    Batch norms become the identity, residual paths return zero, the first convolution and the shortcut
+    convolutions copy the first three channels, keeping their strides. Images in [0, 1] pass the ReLUs as they
+    are; the max-pooling stays, so what arrives is the image at a lower resolution.
+
+    Parameters
+    ----------
+    resnet
+        A ResNet of torchvision with basic blocks (ResNet-18 or 34), changed in place and returned.
+    name
+        The stage that the image shall reach: a value of `POSITIONS`.
+
+    Raises
+    ------
+    ValueError
+        If the network or the name is another.
+
+    References
+    ----------
+    Fowl et al. 2022, Sec. 4.3 and App. B; Figs. 11 to 15.
+    """
+    if not isinstance(resnet, ResNet) or name not in POSITIONS.values():
+        raise ValueError(f"expected a torchvision ResNet and one of {list(POSITIONS.values())}, got {name!r}")
+    for stage in _ORDER[: _ORDER.index(name)]:
+        for module in resnet.get_submodule(stage).modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean, module.running_var = (
+                    torch.zeros_like(module.bias),
+                    torch.ones_like(module.bias),
+                )
+                module.weight.fill_((1 + module.eps) ** 0.5)
+                module.bias.zero_()
+        for module in resnet.get_submodule(stage).modules():
+            if isinstance(module, BasicBlock):
+                module.bn2.weight.zero_()
+                if module.downsample is not None:
+                    _copy_channels(module.downsample[0])
+    _copy_channels(resnet.conv1)
+    return resnet
+
+
+def _copy_channels(convolution: nn.Conv2d, channels: int = 3) -> None:
+    """Make a convolution copy its first channels and return zero in all others."""
+    convolution.weight.zero_()
+    middle = convolution.kernel_size[0] // 2
+    for channel in range(min(channels, convolution.in_channels)):
+        convolution.weight[channel, channel, middle, middle] = 1

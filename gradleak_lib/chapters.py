@@ -1,0 +1,267 @@
+"""The chapters: which there are, what parameters they take, and what decides the outcome of running one."""
+
+import ast
+import contextlib
+import hashlib
+import json
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import yaml
+
+PROFILES = ("smoke", "cpu", "paper")
+
+
+class UsageError(ValueError):
+    """What was asked for makes no sense here; the message says what would."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One chapter with everything that decides what its execution gives."""
+
+    source: Path
+    target: Path
+    parameters: Mapping[str, Any]  # those that differ from the notebook's own
+    defaults: Mapping[str, Any]  # those that the notebook declares
+    key: str
+    command: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The chapter's name, such as ``04-robbing-the-fed``."""
+        return self.source.stem
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the executed notebook that is there came from this very run."""
+        return run_record(self.target).get("key") == self.key
+
+
+def project_root() -> Path:
+    """Return the folder of the clone that this library was installed from.
+
+    Raises
+    ------
+    UsageError
+        If the library was installed without its clone, so that there are no chapters.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "notebooks").is_dir() or not (root / "_toc.yml").is_file():
+        raise UsageError(f"no chapters in {root}: clone the repository and run `pip install -e .` there")
+    return root
+
+
+def chapter_sources(root: Path) -> list[Path]:
+    """Return the chapters' sources, in the book's order."""
+    return sorted((root / "notebooks").glob("[0-9]*-*.md"))
+
+
+def find_chapter(name: str, root: Path) -> Path:
+    """Return the source of the chapter that ``name`` stands for.
+
+    Parameters
+    ----------
+    name : str
+        A number ("04"), a name ("04-robbing-the-fed") or the path of the source.
+    root : Path
+        The clone.
+
+    Raises
+    ------
+    UsageError
+        If no chapter has that name.
+    """
+    sources = chapter_sources(root)
+    for source in sources:
+        stem = source.stem
+        if name in (stem, stem.split("-")[0]) or Path(name).resolve() == source.resolve():
+            return source
+    known = ", ".join(source.stem for source in sources) or "none"
+    raise UsageError(f"no chapter {name!r}; there are: {known}")
+
+
+def declared_parameters(source: Path) -> dict[str, Any]:
+    """Return what the notebook's ``parameters`` cell declares, with the defaults.
+
+    A default that is not a literal is given as ``None``.
+    """
+    cells = jupytext.read(source).cells
+    text = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    declared: dict[str, Any] = {}
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Assign):
+            targets: list[ast.expr] = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        else:
+            continue
+        try:
+            value = ast.literal_eval(statement.value) if statement.value else None
+        except ValueError:
+            value = None
+        declared.update({target.id: value for target in targets if isinstance(target, ast.Name)})
+    return declared
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file of parameters.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, is no YAML, or holds anything but names with values.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read parameters from {path}: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UsageError(f"{path} must hold `name: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def checked_parameters(
+    chapter: str, given: Mapping[str, Any], *, declared: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return ``given`` with numbers in the declared type, after checking names and types.
+
+    Raises
+    ------
+    UsageError
+        If a name is not declared by the notebook, or a value cannot stand where the default stands.
+    """
+    unknown = [name for name in given if name not in declared]
+    if unknown:
+        known = ", ".join(declared) or "none"
+        raise UsageError(
+            f"{chapter} declares no parameter {', '.join(map(repr, unknown))}; it declares: {known}"
+        )
+    checked = {}
+    for name, value in given.items():
+        default = declared[name]
+        if type(default) is float and type(value) in (int, str):  # YAML 1.1 reads 1e-3 as a string
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if default is not None and value is not None and type(value) is not _yaml_type(default):
+            allowed = _yaml_type(default).__name__
+            raise UsageError(f"{chapter}: parameter {name!r} is {value!r}; it must be of type {allowed}")
+        checked[name] = value
+    return checked
+
+
+def _yaml_type(default: object) -> type:
+    """Return the type in which YAML writes a value like ``default`` (it has lists, but no tuples)."""
+    return list if isinstance(default, tuple) else type(default)
+
+
+def plan(
+    names: Sequence[str],
+    parameters: Mapping[str, Any],
+    *,
+    profile: str = "cpu",
+    root: Path | None = None,
+    data: Path | None = None,
+    record: bool = False,
+) -> list[Run]:
+    """Decide what to run, and check all of it before anything starts.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The chapters; none means all of them.
+    parameters : mapping
+        Values over those of the profile.
+    profile : str
+        "smoke" (seconds), "cpu" (the defaults in the notebooks) or "paper" (a GPU and the real data).
+    root : Path, optional
+        The clone; the one that this library belongs to unless given.
+    data : Path, optional
+        Where the kernels look for data sets.
+    record : bool
+        Whether the chapters write what they measure to ``results/``.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    UsageError
+        If a chapter, a profile or a parameter does not exist, or a value has the wrong type.
+    """
+    root = project_root() if root is None else root
+    if profile not in PROFILES:
+        raise UsageError(f"profile is {profile!r}; it must be one of: {', '.join(PROFILES)}")
+    sources = [find_chapter(name, root) for name in dict.fromkeys(names)] if names else chapter_sources(root)
+    environment = {"GRADLEAK_EXECUTION": "1", "GRADLEAK_PROFILE": profile}
+    if data is not None:
+        environment["GRADLEAK_DATA"] = str(data.resolve())
+    if record:
+        environment["GRADLEAK_RECORD"] = "1"
+    shared = _digest_of_library(root, data)
+    runs = []
+    for source in dict.fromkeys(sources):
+        declared = declared_parameters(source)
+        given = {**_profile_parameters(profile, source, root), **parameters}
+        if "profile" in declared and profile != "cpu":
+            given.setdefault("profile", profile)
+        changed = checked_parameters(source.stem, given, declared=declared)
+        command = _command(source.stem, parameters, profile=profile, record=record)
+        decides = json.dumps([shared, profile, declared | changed], sort_keys=True, default=str)
+        key = hashlib.sha256(decides.encode() + source.read_bytes()).hexdigest()
+        target = root / "book" / "chapters" / f"{source.stem}.ipynb"
+        runs.append(
+            Run(source, target, changed, declared, key, command, {**environment, "GRADLEAK_COMMAND": command})
+        )
+    return runs
+
+
+def _profile_parameters(profile: str, source: Path, root: Path) -> dict[str, Any]:
+    path = root / "notebooks" / "params" / profile / f"{source.stem}.yaml"
+    if profile == "cpu" and not path.exists():
+        return {}
+    return read_parameters(path)
+
+
+def _command(chapter: str, parameters: Mapping[str, Any], *, profile: str, record: bool) -> str:
+    """Return the command line that repeats a run."""
+    words = ["gradleak", "run", chapter]
+    words += [] if profile == "cpu" else ["--profile", profile]
+    for name, value in parameters.items():
+        words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(words + (["--record"] if record else []))
+
+
+def _digest_of_library(root: Path, data: Path | None) -> str:
+    """Return a hash of what every run depends on, whatever its chapter."""
+    from gradleak_lib.data import data_root  # here: a list of chapters needs no torch
+
+    digest = hashlib.sha256(platform.python_version().encode())
+    files = [path for path in (root / "gradleak_lib").rglob("*.py") if path.name != "cli.py"]
+    files += [root / "constraints.txt", root / "book" / "claims.yaml", *(root / "results").rglob("*.json")]
+    for path in sorted(path for path in files if path.is_file()):
+        text = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(text)} ".encode() + text)
+    # The pages differ where a data set has come or gone. Names and sizes of what lies two levels deep tell.
+    folder = data_root(data)
+    for path in sorted([*folder.glob("[!.]*"), *folder.glob("[!.]*/*")]):
+        digest.update(
+            f"{path.relative_to(folder)} {path.stat().st_size if path.is_file() else ''}\n".encode()
+        )
+    return digest.hexdigest()
+
+
+def run_record(notebook: Path) -> dict[str, Any]:
+    """Return the provenance that an executed notebook carries; empty where it has none or is not there."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("gradleak", {})
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}

@@ -1,0 +1,173 @@
+"""The command line: ``gradleak run`` executes chapters, ``gradleak data`` fetches a data set."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperCommand
+
+import gradleak_lib
+from gradleak_lib import chapters as book
+from gradleak_lib import execution
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Pairs(TyperCommand):
+    """A command whose ``-p`` takes two words, as papermill's does: typer has no list of pairs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Join ``-p NAME VALUE`` into ``-p NAME=VALUE``, which is taken as it stands."""
+        joined, rest = [], list(args)
+        while rest:
+            word = rest.pop(0)
+            joined.append(word)
+            if word in ("-p", "--parameter") and rest:
+                pair = rest.pop(0)
+                if rest and not re.match(r"\w+=", pair):
+                    pair = f"{pair}={rest.pop(0)}"
+                joined.append(pair)
+        return super().parse_args(ctx, joined)
+
+
+def _fail(error: Exception | str, code: int = 2) -> typer.Exit:
+    err.print(f"gradleak: {error}", style="red", markup=False)
+    return typer.Exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"gradleak {gradleak_lib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Privacy leaks in federated learning: run the chapters, fetch the data."""
+
+
+@app.command(cls=_Pairs)
+def run(
+    chapters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHAPTER]...", help="'04', its name, or its path; all if none."),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; may be repeated."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")] = None,
+    profile: Annotated[str, typer.Option(help="Scale of the run: smoke, cpu or paper.")] = "cpu",
+    jobs: Annotated[int, typer.Option(help="How many chapters at a time.")] = 1,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run what is up to date, too.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Write the measurements to results/.")] = False,
+) -> None:
+    """Execute chapters into book/chapters/. What is up to date is left alone."""
+    try:
+        values = book.read_parameters(file) if file else {}
+        values |= _parse_pairs(parameter or [])
+        runs = book.plan(chapters or [], values, profile=profile, data=data, record=record)
+        if jobs < 1:
+            raise book.UsageError(f"--jobs is {jobs}; it must be 1 or more")
+    except book.UsageError as error:
+        raise _fail(error) from None
+    # A run that is to be recorded has to happen.
+    due = [one for one in runs if force or record or not one.up_to_date]
+    for one in runs:
+        if one not in due:
+            out.print(f"{one.name}: up to date")
+    if any(outcome.error for outcome in _run_with_progress(due, jobs=jobs)):
+        raise typer.Exit(1)
+
+
+def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return ``NAME=VALUE`` words as a mapping, each value read as YAML."""
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise book.UsageError(f"-p {pair!r}: give a name and a value, as in `-p bins 64`")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise book.UsageError(f"-p {name}: {value!r} is no YAML value ({type(error).__name__})") from None
+    return values
+
+
+def _run_with_progress(runs: Sequence[book.Run], *, jobs: int) -> list[execution.Outcome]:
+    """Execute runs, with a bar a chapter in a terminal and a line now and then in a log."""
+    show, on_progress = _bars(runs) if out.is_terminal else (nullcontext(), _lines())
+
+    def on_end(outcome: execution.Outcome) -> None:
+        if outcome.error:
+            message = f"{outcome.name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
+            err.print(message, style="red", markup=False)
+        else:
+            out.print(f"{outcome.name}: done in {outcome.seconds:.0f} s", markup=False)
+
+    with show:
+        try:
+            return execution.run_all(runs, jobs=jobs, on_progress=on_progress, on_end=on_end)
+        except KeyboardInterrupt:
+            raise _fail("interrupted; what was running has been dropped", 130) from None
+
+
+def _bars(runs: Sequence[book.Run]) -> tuple[AbstractContextManager[object], execution.Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=out)
+    tasks = {one.name: progress.add_task(one.name, total=None) for one in runs}
+
+    def update(chapter: str, done: int, total: int) -> None:
+        progress.update(tasks[chapter], completed=done, total=total)
+
+    return progress, update
+
+
+def _lines(every: float = 15.0) -> Callable[[str, int, int], None]:
+    """Return a callback that prints a chapter's progress, at most one line in ``every`` seconds."""
+    said: dict[str, float] = {}
+
+    def update(chapter: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - said.get(chapter, -every) >= every:
+            said[chapter] = now
+            out.print(f"{chapter}: cell {done} of {total}", markup=False)
+            sys.stdout.flush()
+
+    return update
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="The data set, such as cifar10.")],
+    folder: Annotated[Path | None, typer.Option("--data", help="Where to keep it.")] = None,
+) -> None:
+    """Download a data set into the data folder."""
+    from gradleak_lib import data as datasets
+
+    try:
+        datasets.fetch(name, root=folder)
+    except datasets.MissingData as error:
+        raise _fail(error, 1) from None
+    except ValueError as error:
+        raise _fail(error) from None
+    out.print(f"{name} is in {datasets.data_root(folder)}", markup=False)
+
+
+if __name__ == "__main__":
+    app()

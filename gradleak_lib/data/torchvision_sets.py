@@ -1,0 +1,124 @@
+"""Data sets that torchvision knows, checked file by file before they are read."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from torchvision.datasets.utils import check_md5
+
+from gradleak_lib.data.root import corrupt, missing, staged
+
+SETS: dict[str, type[CIFAR10] | type[MNIST]] = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "mnist": MNIST,
+    "fashion-mnist": FashionMNIST,
+}
+
+
+def read_set(
+    name: str, split: str, root: Path, *, download: bool = False
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Read one split of a data set.
+
+    Parameters
+    ----------
+    name
+        A key of ``SETS``.
+    split
+        ``"train"`` or ``"test"``; the files of the other one need not be there.
+    root
+        Data root.
+    download
+        Whether to download what is missing.
+
+    Returns
+    -------
+    tuple
+        Images (uint8 ``[N, C, H, W]``), labels (int64 ``[N]``), and the names of the classes.
+
+    Raises
+    ------
+    MissingData, CorruptData
+        If a file of the split is not there, or damaged.
+    """
+    if download:
+        fetch_set(name, root, splits=(split,))
+    check_set(name, split, root)
+    data = _one_split(SETS[name], split)(str(root), train=split == "train")
+    if isinstance(data, CIFAR10):
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+    else:
+        images = data.data.unsqueeze(1)
+    labels = torch.as_tensor(data.targets, dtype=torch.int64)
+    # The idx files of the MNIST family carry no checksum: at least they must agree with each other.
+    if len(labels) != len(images) or int(labels.max()) >= len(data.classes):
+        raise corrupt(name, _files(SETS[name], split, root)[-1][0])
+    return images, labels, tuple(data.classes)
+
+
+def fetch_set(name: str, root: Path, *, splits: tuple[str, ...] = ("train", "test")) -> None:
+    """Download a data set unless every file of ``splits`` is there; damaged files are left for the reader."""
+    dataset = SETS[name]
+    if all(path.is_file() for split in splits for path, _ in _files(dataset, split, root)):
+        return
+    with staged(name, root) as folder:
+        dataset(str(folder), download=True)
+
+
+def check_set(name: str, split: str, root: Path) -> None:
+    """Raise MissingData or CorruptData at the first file of a split that is missing or damaged."""
+    files = _files(SETS[name], split, root)
+    for path, _ in files:
+        if not path.is_file():
+            raise missing(name, path)
+    for path, md5 in files:
+        if not (_is_idx(path) if md5 is None else check_md5(path, md5)):
+            raise corrupt(name, path)
+
+
+def _files(dataset: type[CIFAR10] | type[MNIST], split: str, root: Path) -> list[tuple[Path, str | None]]:
+    """Return the files of a split with their md5 sums (None where torchvision has none)."""
+    if issubclass(dataset, CIFAR10):
+        batches = dataset.train_list if split == "train" else dataset.test_list
+        listed = [*batches, [dataset.meta["filename"], dataset.meta["md5"]]]
+        return [(root / dataset.base_folder / file, md5) for file, md5 in listed]
+    # torchvision's sums are those of the archives, of which only the content is kept.
+    raw = root / dataset.__name__ / "raw"
+    return [(raw / Path(archive).stem, None) for archive, _ in _resources(dataset, split)]
+
+
+def _resources(dataset: type[MNIST], split: str) -> list[tuple[str, str]]:
+    """Return the archives (name, md5) of a split of the MNIST family."""
+    start = {"train": "train", "test": "t10k"}[split]
+    return [(archive, md5) for archive, md5 in dataset.resources if archive.startswith(start)]
+
+
+def _one_split(dataset: type[CIFAR10] | type[MNIST], split: str) -> type[CIFAR10] | type[MNIST]:
+    """Return a subclass that asks for the files of one split alone; torchvision's own asks for both."""
+    body: dict[str, object]
+    if issubclass(dataset, CIFAR10):
+        body = {"test_list" if split == "train" else "train_list": []}
+    else:
+        body = {"resources": _resources(dataset, split)}
+    # The name stays: the MNIST family takes its folder from it.
+    return type(dataset.__name__, (dataset,), body)
+
+
+def _is_idx(path: Path) -> bool:
+    """Say whether a file of unsigned bytes in the idx format is whole: magic number, shape and length agree.
+
+    The file starts with 0, 0, 8 (unsigned bytes) and the number of axes, then the axes' lengths as
+    big-endian 32-bit integers.
+    """
+    axes = 3 if "images" in path.name else 1
+    with path.open("rb") as file:
+        head = file.read(4 + 4 * axes)
+    if len(head) != 4 + 4 * axes or head[:4] != bytes((0, 0, 8, axes)):
+        return False
+    length = 1
+    for axis in range(axes):
+        length *= int.from_bytes(head[4 + 4 * axis : 8 + 4 * axis], "big")
+    return length > 0 and os.path.getsize(path) == len(head) + length

@@ -1,0 +1,200 @@
+"""`Update`: the only thing that a server sees of a client's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["gradient", "delta"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """The tensors that one client (or a secure aggregate of clients) sends to the server.
+
+    Parameters
+    ----------
+    tensors
+        By parameter name: the gradient of the mean loss (``kind="gradient"``, FedSGD), or the parameters after
+        local training minus the parameters received (``kind="delta"``, FedAvg).
+    kind
+        ``"gradient"`` or ``"delta"``.
+    samples
+        Number of samples behind the update, which the protocol tells the server. At least 1.
+    local_steps
+        Number of local optimisation steps, 1 for FedSGD.
+    learning_rate
+        Local learning rate of FedAvg; None for a gradient.
+
+    Raises
+    ------
+    ValueError
+        If a tensor holds NaN or infinity, or a number is out of range.
+    """
+
+    tensors: Mapping[str, Tensor]
+    kind: Kind
+    samples: int
+    local_steps: int = 1
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("gradient", "delta"):
+            raise ValueError(f"kind must be 'gradient' or 'delta', got {self.kind!r}")
+        if self.samples < 1 or self.local_steps < 1:
+            raise ValueError(
+                f"samples and local_steps must be 1 or more, got {self.samples}, {self.local_steps}"
+            )
+        for name, tensor in self.tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"the update holds NaN or infinity in {name!r}: "
+                    "lower the client's learning rate, or check its inputs"
+                )
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+
+    @classmethod
+    def from_tensors(
+        cls,
+        model: nn.Module,
+        tensors: Mapping[str, Any] | Sequence[Any] | str | Path,
+        *,
+        kind: Kind,
+        samples: int,
+        local_steps: int = 1,
+        learning_rate: float | None = None,
+    ) -> Update:
+        """Build an update from what any other federated stack sends.
+
+        Parameters
+        ----------
+        model
+            The model that the server sent out; names and shapes are checked against it.
+        tensors
+            Tensors or arrays by parameter name (a state-dict difference; buffers are ignored), or a list in the
+            order of ``model.parameters()`` or of ``model.state_dict()`` (Flower), or the path of either saved
+            with ``torch.save``.
+        kind, samples, local_steps, learning_rate
+            As for `Update`.
+
+        Raises
+        ------
+        ValueError
+            Naming the first tensor that is missing, unknown or of another shape.
+        """
+        sent: Any = tensors
+        if isinstance(tensors, str | Path):
+            sent = torch.load(tensors, map_location="cpu", weights_only=True)
+        parameters = dict(model.named_parameters())
+        state = model.state_dict()
+        if not isinstance(sent, Mapping):
+            orders = {len(state): list(state), len(parameters): list(parameters)}
+            if len(sent) not in orders:
+                raise ValueError(
+                    f"got {len(sent)} tensors; the model has {len(parameters)} parameters "
+                    f"({len(state)} entries with buffers)"
+                )
+            sent = dict(zip(orders[len(sent)], sent, strict=True))
+        for name in sent:
+            if name not in parameters and name not in state:
+                raise ValueError(f"the model has no parameter {name!r}")
+        kept = {name: torch.as_tensor(sent[name]) for name in parameters if name in sent}
+        update = cls(kept, kind, samples, local_steps, learning_rate)
+        update.check(model)
+        return update
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError, naming the first mismatch, unless the update belongs to this model."""
+        parameters = dict(model.named_parameters())
+        for name, parameter in parameters.items():
+            if name not in self.tensors:
+                raise ValueError(f"the update is of another architecture: it lacks {name!r}")
+            if self.tensors[name].shape != parameter.shape:
+                raise ValueError(
+                    f"the update is of another architecture: {name!r} has shape {tuple(self.tensors[name].shape)}, "
+                    f"the model's has {tuple(parameter.shape)}"
+                )
+        for name in self.tensors:
+            if name not in parameters:
+                raise ValueError(f"the update is of another architecture: the model has no {name!r}")
+
+    def layer(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of one layer: ``update.layer("fc")`` has keys ``weight`` and ``bias``.
+
+        Raises
+        ------
+        ValueError
+            If no parameter belongs to a layer of that name.
+        """
+        found = {
+            key.removeprefix(name + "."): t for key, t in self.tensors.items() if key.startswith(name + ".")
+        }
+        if not found:
+            layers = sorted({key.rpartition(".")[0] for key in self.tensors})
+            raise ValueError(f"no layer {name!r} in the update: it has {', '.join(layers)}")
+        return found
+
+    def flat(self) -> Tensor:
+        """Return all tensors as one vector, in the order of the model's parameters."""
+        return torch.cat([tensor.flatten() for tensor in self.tensors.values()])
+
+
+def aggregate(updates: Sequence[Update]) -> Update:
+    """Return the mean update, weighted by samples: all that a server sees under secure aggregation.
+
+    Parameters
+    ----------
+    updates
+        One or more updates of one kind and one model.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they differ in kind or names.
+
+    References
+    ----------
+    Bonawitz et al. 2017 (secure aggregation); McMahan et al. 2017, Alg. 1 (weights).
+    """
+    if not updates:
+        raise ValueError("aggregate needs at least one update")
+    first = updates[0]
+    for update in updates:
+        if update.kind != first.kind or update.tensors.keys() != first.tensors.keys():
+            raise ValueError("all updates must be of one kind and of one model")
+    samples = sum(update.samples for update in updates)
+    tensors = {
+        name: torch.stack([u.tensors[name] * (u.samples / samples) for u in updates]).sum(0)
+        for name in first.tensors
+    }
+    return Update(tensors, first.kind, samples, first.local_steps, first.learning_rate)
+
+
+@torch.no_grad()
+def apply(model: nn.Module, update: Update, *, learning_rate: float = 1.0) -> nn.Module:
+    """Take the server's step, in place: descend along a gradient, or add a parameter difference.
+
+    Parameters
+    ----------
+    model
+        The global model, changed in place and returned.
+    update
+        Usually from `aggregate`.
+    learning_rate
+        The server's step size, positive.
+
+    References
+    ----------
+    McMahan et al. 2017, Sec. 2 (FedSGD) and Alg. 1 (FedAvg).
+    """
+    update.check(model)
+    step = -learning_rate if update.kind == "gradient" else learning_rate
+    for name, parameter in model.named_parameters():
+        parameter.add_(update.tensors[name], alpha=step)
+    return model

@@ -1,0 +1,200 @@
+"""How bad a leak is: scores of reconstructions against the originals, which only the evaluator has."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+# Above this PSNR no 8-bit value of an image differs: the largest possible error is 0.255 of a grey level.
+EXACT_DB = 60.0
+
+
+def psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, in decibels.
+
+    Parameters
+    ----------
+    reconstructions
+        ``[N, C, H, W]``, clamped to [0, 1] before the comparison, as in Fowl et al. 2022.
+    originals
+        ``[N, C, H, W]`` in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        ``[N]``. Identical images would be infinitely good, and so would every mean that they are part of: they
+        count as if they differed by a hundredth of the unit roundoff, 178 dB in single precision.
+    """
+    _check_pair(reconstructions, originals)
+    scores = peak_signal_noise_ratio(
+        reconstructions.clamp(0, 1),
+        originals.to(reconstructions),
+        data_range=1.0,
+        reduction="none",
+        dim=(1, 2, 3),
+    )
+    return scores.clamp_max(-20 * math.log10(torch.finfo(scores.dtype).eps / 100))
+
+
+def ssim(reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """Structural similarity of each image, in [-1, 1], with Gaussian windows of 11 pixels.
+
+    Parameters and errors as for `psnr`; images of 11x11 or larger.
+
+    References
+    ----------
+    Wang et al. 2004.
+    """
+    _check_pair(reconstructions, originals)
+    if min(originals.shape[2:]) < 11:
+        raise ValueError(f"SSIM needs images of 11x11 or larger, got {tuple(originals.shape[2:])}")
+    scores = structural_similarity_index_measure(
+        reconstructions.clamp(0, 1), originals.to(reconstructions), data_range=1.0, reduction="none"
+    )
+    return scores.reshape(-1) if isinstance(scores, Tensor) else scores[0].reshape(-1)
+
+
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared difference of every pair: ``[A, ...]`` and ``[B, ...]`` give ``[A, B]``.
+
+    One matrix product, in float64, so that near-identical pairs keep their order.
+    """
+    a, b = first.flatten(1).double(), second.flatten(1).double()
+    squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
+    return squared.clamp_min(0) / a.shape[1]
+
+
+def match(reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """Pair reconstructions with originals, each at most once, at the highest total PSNR.
+
+    The least total squared error would give an exact reconstruction away to make two bad ones look better.
+
+    Parameters
+    ----------
+    reconstructions
+        ``[R, ...]``, compared as they are (clamp them first to compare what is seen).
+    originals
+        ``[N, ...]``.
+
+    Returns
+    -------
+    Tensor
+        int64 ``[N]``: for each original the index of its reconstruction, -1 where there is none.
+
+    References
+    ----------
+    Fowl et al. 2022, App. B (linear sum assignment; there on LPIPS, here on pixels).
+    """
+    if reconstructions.shape[1:] != originals.shape[1:]:
+        raise ValueError(
+            f"shapes differ: {tuple(reconstructions.shape[1:])} and {tuple(originals.shape[1:])}"
+        )
+    partner = torch.full((len(originals),), -1)
+    if len(reconstructions):
+        # 1e-16 is what rounding leaves of the distance of identical images.
+        errors = squared_distances(reconstructions, originals).clamp_min(1e-16).log10()
+        rows, columns = linear_sum_assignment(errors.cpu().numpy())
+        partner[torch.from_numpy(columns)] = torch.from_numpy(rows)
+    return partner
+
+
+def identified(
+    reconstructions: Tensor, originals: Tensor, pool: Tensor, *, same_class: Tensor | None = None
+) -> Tensor:
+    """Whether each reconstruction lies closer to its original than to any image of a reference pool.
+
+    Parameters
+    ----------
+    reconstructions
+        ``[N, ...]``, in the order of the originals.
+    originals
+        ``[N, ...]``.
+    pool
+        ``[P, ...]``, other images; copies of the originals in it are left out of the comparison.
+    same_class
+        bool ``[N, P]``, the pool images that count for each original (the paper: those of its class); None: all.
+
+    Returns
+    -------
+    Tensor
+        bool ``[N]``. Its mean, with False for every original that has no reconstruction, is the image
+        identifiability precision (IIP).
+
+    References
+    ----------
+    Yin et al. 2021; Fowl et al. 2022, App. B (in pixel space).
+    """
+    _check_pair(reconstructions, originals)
+    own = (reconstructions.double() - originals.double()).flatten(1).square().mean(1)
+    others = squared_distances(reconstructions, pool)
+    others[squared_distances(originals, pool) < 1e-12] = torch.inf
+    if same_class is not None:
+        others[~same_class] = torch.inf
+    return own < others.amin(1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One attack on one batch, against the originals.
+
+    Parameters
+    ----------
+    images
+        ``[N, C, H, W]``, the reconstructions in the order of the originals, clamped to [0, 1]; grey where none.
+    found
+        bool ``[N]``, whether there is a reconstruction.
+    psnr
+        ``[N]`` in decibels; 0 where there is none.
+    identified
+        bool ``[N]``, or None where no pool was given.
+    """
+
+    images: Tensor
+    found: Tensor
+    psnr: Tensor
+    identified: Tensor | None = None
+
+    @property
+    def exact(self) -> Tensor:
+        """Bool ``[N]``: recovered at a PSNR over 60 dB."""
+        return self.psnr > EXACT_DB
+
+    @property
+    def iip(self) -> float:
+        """Share of the batch that is identified, in [0, 1]."""
+        if self.identified is None:
+            raise ValueError("IIP needs a reference pool: call score(..., pool=...)")
+        return self.identified.double().mean().item()
+
+
+def score(reconstructions: Tensor, originals: Tensor, *, pool: Tensor | None = None) -> Score:
+    """Match reconstructions to the originals and score them.
+
+    Parameters
+    ----------
+    reconstructions
+        ``[R, C, H, W]``, in any order, any number.
+    originals
+        ``[N, C, H, W]`` in [0, 1].
+    pool
+        ``[P, C, H, W]``, reference images for IIP; None leaves it out.
+    """
+    reconstructions = reconstructions.clamp(0, 1)
+    partner = match(reconstructions, originals).to(originals.device)
+    found = partner >= 0
+    images = torch.full_like(originals, 0.5, dtype=reconstructions.dtype)
+    images[found] = reconstructions[partner[found]]
+    scores = torch.zeros(len(originals), dtype=images.dtype, device=images.device)
+    if found.any():
+        scores[found] = psnr(images[found], originals[found])
+    if pool is None:
+        return Score(images, found, scores)
+    return Score(images, found, scores, found & identified(images, originals, pool))
+
+
+def _check_pair(reconstructions: Tensor, originals: Tensor) -> None:
+    if reconstructions.shape != originals.shape:
+        raise ValueError(f"shapes differ: {tuple(reconstructions.shape)} and {tuple(originals.shape)}")

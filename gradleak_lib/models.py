@@ -1,0 +1,169 @@
+"""The networks of the papers, built untrained from a seed."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+NAMES = ("linear", "mlp", "lenet", "convnet", "resnet20", "resnet18", "mobilenet-v2")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; ``"auto"`` is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def build(
+    name: str, shape: Sequence[int], *, classes: int, seed: int = 0, width: int | None = None
+) -> nn.Module:
+    """Build an untrained network.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`. ``linear``: one fully connected layer. ``mlp``: two hidden layers with ReLU.
+        ``lenet``: the sigmoid LeNet of the gradient-inversion literature. ``convnet``: eight convolutions with
+        batch norm. ``resnet20``: He's ResNet for CIFAR. ``resnet18``, ``mobilenet-v2``: torchvision's.
+    shape
+        Shape of one input without the batch dimension: ``(C, H, W)``; any shape for ``linear`` and ``mlp``.
+    classes
+        Number of outputs, at least 1.
+    seed
+        Seed of the initial weights. The global random state is left as it was.
+    width
+        Hidden units of ``mlp`` (default 256), first-layer channels of ``convnet`` (default 64).
+
+    Returns
+    -------
+    nn.Module
+        The network in evaluation mode, on the CPU, in float32. Inputs are expected in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the shape does not fit the network.
+
+    References
+    ----------
+    Zhu et al. 2019, Deep Leakage from Gradients (LeNet). Geiping et al. 2020, Sec. 5 (ConvNet). He et al. 2016,
+    Sec. 4.2 (ResNet-20).
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(NAMES)}")
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}")
+    shape = tuple(shape)
+    if name not in ("linear", "mlp") and len(shape) != 3:
+        raise ValueError(f"{name} takes images of shape (C, H, W), got shape {shape}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _construct(name, shape, classes, width)
+    return model.eval()
+
+
+def _construct(name: str, shape: tuple[int, ...], classes: int, width: int | None) -> nn.Module:
+    features = math.prod(shape)
+    match name:
+        case "linear":
+            return nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
+        case "mlp":
+            hidden = width or 256
+            return nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(features, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, classes),
+            )
+        case "lenet":
+            return _lenet(shape, classes)
+        case "convnet":
+            return _convnet(shape, classes, width or 64)
+        case "resnet20":
+            return ResNet20(shape[0], classes)
+        case "resnet18":
+            resnet = torchvision.models.resnet18(num_classes=classes)
+            if shape[0] != 3:
+                resnet.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
+            return resnet
+        case _:
+            mobilenet = torchvision.models.mobilenet_v2(num_classes=classes)
+            if shape[0] != 3:
+                mobilenet.features[0][0] = nn.Conv2d(shape[0], 32, 3, stride=2, padding=1, bias=False)
+            return mobilenet
+
+
+def _lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """Three 5x5 convolutions of 12 channels with strides 2, 2, 1 and sigmoids, then one linear layer."""
+    body = nn.Sequential(
+        nn.Conv2d(shape[0], 12, 5, stride=2, padding=2),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, stride=2, padding=2),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, padding=2),
+        nn.Sigmoid(),
+        nn.Flatten(),
+    )
+    return body.append(nn.Linear(12 * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4), classes))
+
+
+def _convnet(shape: tuple[int, ...], classes: int, width: int) -> nn.Sequential:
+    """Eight 3x3 convolutions with batch norm and ReLU, max-pooled by 3 after the sixth and the eighth."""
+    if min(shape[1:]) < 9:
+        raise ValueError(f"convnet takes images of 9x9 or larger, got {shape[1]}x{shape[2]}")
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for number, factor in enumerate((1, 2, 2, 4, 4, 4, 4, 4)):
+        layers += [
+            nn.Conv2d(channels, factor * width, 3, padding=1),
+            nn.BatchNorm2d(factor * width),
+            nn.ReLU(),
+        ]
+        channels = factor * width
+        if number in (5, 7):
+            layers.append(nn.MaxPool2d(3))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(channels * (shape[1] // 9) * (shape[2] // 9), classes)
+    )
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut that has no parameters (He et al. 2016, option A)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.extra = channels - channels_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (out + shortcut).relu()
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32x32 images (He et al. 2016, Sec. 4.2)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(_BasicBlock(16, 16, 1) for _ in range(3)))
+        self.layer2 = nn.Sequential(_BasicBlock(16, 32, 2), *(_BasicBlock(32, 32, 1) for _ in range(2)))
+        self.layer3 = nn.Sequential(_BasicBlock(32, 64, 2), *(_BasicBlock(64, 64, 1) for _ in range(2)))
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean(dim=(2, 3)))

@@ -1,0 +1,153 @@
+"""Where numbers come from, and numbers that were recorded where the data was."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from gradleak_lib import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def provenance(*, device: str | torch.device, seed: int) -> dict[str, str]:
+    """What a number depends on: date, commit, device, versions, seed, as text for people."""
+    device = torch.device(device)
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "device": name,
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": f"gradleak {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}",
+        "seed": str(seed),
+    }
+
+
+def commit() -> str:
+    """Short id of the commit of this clone, marked where files have changed since; "unknown" outside git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Numbers of one section, and where they come from.
+
+    Parameters
+    ----------
+    values
+        Numbers, text and lists of them, as JSON holds them.
+    provenance
+        As from `provenance`, with the data set and the command added.
+    fresh
+        Whether they were computed in this run; otherwise they were recorded earlier.
+    """
+
+    values: dict[str, Any]
+    provenance: dict[str, str]
+    fresh: bool
+
+    def line(self) -> str:
+        """One line of Markdown for the page: computed now, or recorded where and how to repeat it."""
+        source = self.provenance
+        if self.fresh:
+            return f"*Computed in this run on {source['data']}.*"
+        return (
+            f"*{source['data']} was not found, so this shows a recorded result ({source['date']}, "
+            f"commit {source['commit']}, {source['device']}, seed {source['seed']}). "
+            f"To run it here: `{source['command']}`.*"
+        )
+
+
+def compute_or_recall(
+    name: str,
+    compute: Callable[[], dict[str, Any]],
+    *,
+    data: str,
+    available: bool,
+    chapter: str,
+    device: str | torch.device,
+    seed: int,
+    folder: Path = ROOT / "results" / "cpu",
+) -> Result:
+    """Run a section where its data is, and recall its recorded result where it is not.
+
+    With ``GRADLEAK_RECORD`` set (``gradleak run --record``) a computed result is written to
+    ``<folder>/<name>.json``.
+
+    Parameters
+    ----------
+    name
+        File name of the record, without its ending: letters, digits and ``-``.
+    compute
+        Returns the values; called only where the data is available.
+    data, chapter
+        Names of the data set and the chapter, for the page and the command that repeats the result.
+    available
+        Whether the data was found.
+    device, seed
+        For the provenance.
+    folder
+        Where records lie.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data is not available and nothing is recorded.
+    """
+    if not re.fullmatch(r"[a-z0-9-]+", name):
+        raise ValueError(f"name must consist of small letters, digits and -, got {name!r}")
+    path = folder / f"{name}.json"
+    command = f"gradleak data {data} && gradleak run {chapter}"
+    if available:
+        source = provenance(device=device, seed=seed) | {"data": data, "command": command}
+        result = Result(compute(), source, fresh=True)
+        if os.environ.get("GRADLEAK_RECORD"):
+            write_whole(path, json.dumps(asdict(result) | {"fresh": False}, indent=1) + "\n")
+        return result
+    if not path.exists():
+        raise FileNotFoundError(f"{data} was not found and {path.name} is not recorded: run {command}")
+    return Result(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GiB; NaN where the platform does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,224 @@
+"""The website as a reader meets it: built at toy size, opened in a browser."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from gradleak_lib import chapters, execution
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARIES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+EXPLORER = ".gradleak-explorer"
+# What is on view, of all the pictures that an explorer holds.
+SHOWN = f"""
+return [...document.querySelectorAll('{EXPLORER} img')]
+  .filter(image => image.checkVisibility()).map(image => image.src);
+"""
+READY = f"""
+const views = document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]').length;
+const shown = document.querySelectorAll('{EXPLORER} .noUi-handle').length;
+return document.readyState === "complete" && (views === 0 || shown > 0)
+  && [...document.images].every(image => image.complete);
+"""
+TOO_WIDE = """
+const page = document.documentElement;
+if (page.scrollWidth <= arguments[0]) return [];
+const right = (element) => element.getBoundingClientRect().right;
+const wide = [...document.querySelectorAll("main *")].filter(element => right(element) > arguments[0]);
+return wide.slice(0, 5).map(e => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`);
+"""
+# A file name is no description; myst-nb writes one where a cell gives none.
+WITHOUT_TEXT = r"""
+return [...document.images].filter(i => !i.alt.trim() || /_images\/|\.(png|svg|jpe?g|webp)$/.test(i.alt))
+  .map(i => `${i.alt} ${i.src.slice(0, 80)}`);
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The website, built as `make book` builds it but from the chapters' smoke profile."""
+    clone = tmp_path_factory.mktemp("book") / "a clone"
+    clone.mkdir()
+    for name in ("book", "gradleak_lib", "notebooks", "results"):
+        if (ROOT / name).exists():
+            unwanted = shutil.ignore_patterns("chapters", "__pycache__") if name == "book" else None
+            shutil.copytree(ROOT / name, clone / name, ignore=unwanted)
+    for name in ("_config.yml", "_toc.yml", "constraints.txt"):
+        shutil.copy(ROOT / name, clone)
+    outcomes = execution.run_all(chapters.plan([], {}, profile="smoke", root=clone))
+    assert not [outcome for outcome in outcomes if outcome.error]
+    subprocess.run([sys.executable, clone / "book" / "vendor.py"], check=True)
+    command = Path(sys.executable).with_name("jupyter-book")
+    build = subprocess.run(
+        [command, "build", ".", "-n", "-W", "--keep-going", "--quiet"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 0, build.stdout[-3000:] + build.stderr[-3000:]
+    return clone / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the website is served."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Chromium, the width of a phone."""
+    browser = next(filter(None, map(shutil.which, BINARIES)), None)
+    driver = shutil.which("chromedriver")
+    if not browser or not driver:
+        reason = "no Chromium with its driver; install chromium and chromium-driver"
+        if os.environ.get("GRADLEAK_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        chrome = webdriver.Chrome(options=options, service=Service(driver))
+        chrome.set_page_load_timeout(60)
+        screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        chrome.get("about:blank")
+        logs(chrome)
+        yield chrome
+        chrome.quit()
+
+
+def logs(chrome) -> tuple[list[str], set[str]]:
+    """Console errors, and the addresses asked for, since the last call."""
+    errors = [entry["message"] for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"]
+    messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
+    sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
+    return errors, {message["params"]["request"]["url"] for message in sent}
+
+
+def visit(chrome, url: str, allowed: tuple[str, ...]) -> list[str]:
+    """Open a page; return what is wrong with it."""
+    chrome.get(url)
+    WebDriverWait(chrome, 60).until(lambda driver: driver.execute_script(READY), f"{url} does not get ready")
+    if chrome.execute_script("return typeof MathJax !== 'undefined' && !!MathJax.startup"):
+        chrome.execute_async_script("MathJax.startup.promise.then(arguments[arguments.length - 1])")
+    errors, requests = logs(chrome)
+    wrong = [f"console: {error}" for error in errors]
+    wrong += [f"asks for {request}" for request in requests if not request.startswith(allowed)]
+    wrong += [f"wider than a phone: {what}" for what in chrome.execute_script(TOO_WIDE, 390)]
+    wrong += [f"picture without a text: {what}" for what in chrome.execute_script(WITHOUT_TEXT)]
+    return wrong
+
+
+def pages(site: Path) -> list[str]:
+    names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    return [name for name in names if not name.startswith(("_static/", "_sources/"))]
+
+
+def explorer_pages(site: Path) -> list[str]:
+    view = "application/vnd.jupyter.widget-view+json"
+    return [name for name in pages(site) if view in (site / name).read_text(encoding="utf-8")]
+
+
+@pytest.mark.browser
+def test_every_page_is_whole_and_loads_nothing_from_elsewhere(site, address, chromium):
+    found = pages(site)
+    assert len(found) > 10
+    allowed = (address, "data:", "blob:")
+    wrong = {name: problems for name in found if (problems := visit(chromium, address + name, allowed))}
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_sliders_change_the_picture(site, address, chromium, scheme):
+    names = explorer_pages(site)
+    assert names, "no page has an explorer"
+    base = address if scheme == "http" else site.as_uri() + "/"
+    for name in names:
+        assert visit(chromium, base + name, (base, "data:", "blob:")) == []
+        handles = chromium.find_elements(By.CSS_SELECTOR, f"{EXPLORER} .noUi-handle")
+        labels = [handle.get_attribute("aria-label") for handle in handles]
+        assert all(labels)
+        assert len(set(labels)) == len(labels)
+        for handle in handles:
+            before, value = chromium.execute_script(SHOWN), handle.get_attribute("aria-valuetext")
+            assert len(before) == 1
+            # Whichever end it stands at, one of the two moves it.
+            for key in (Keys.ARROW_RIGHT, Keys.ARROW_LEFT):
+                handle.send_keys(key)
+                if chromium.execute_script(SHOWN) != before:
+                    break
+            WebDriverWait(chromium, 10).until(
+                lambda driver, before=before: driver.execute_script(SHOWN) != before,
+                f"{name}: {handle.get_attribute('aria-label')} changes no picture",
+            )
+            WebDriverWait(chromium, 10).until(
+                lambda _, handle=handle, value=value: handle.get_attribute("aria-valuetext") != value
+            )
+        assert logs(chromium)[0] == []
+
+
+@pytest.mark.browser
+def test_pictures_are_as_bright_in_the_dark(site, address, chromium):
+    media = [{"name": "prefers-color-scheme", "value": "dark"}]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    [name, *_] = explorer_pages(site)
+    visit(chromium, address + name, (address,))
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    filters = "return [...document.querySelectorAll('main img')].map(image => getComputedStyle(image).filter)"
+    assert set(chromium.execute_script(filters)) == {"none"}
+
+
+def test_every_public_module_has_its_place_in_the_api_pages():
+    modules = set()
+    for path in (ROOT / "gradleak_lib").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if not any(part.startswith("_") and part != "__init__" for part in parts):
+            modules.add(".".join(part for part in parts if part != "__init__"))
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "book" / "api").glob("*.md"))
+    documented = {line.split()[-1] for line in text.splitlines() if line.startswith(".. automodule::")}
+    assert documented == modules - {"gradleak_lib"}
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
+    assert {f"book/chapters/{source.stem}" for source in chapters.chapter_sources(ROOT)} <= files

@@ -1,0 +1,150 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradleak_lib.data import load
+from gradleak_lib.data.photos import (
+    MAX_IOU,
+    MIN_RMS,
+    MIN_STD,
+    PHOTOGRAPHS,
+    load_photos,
+    photograph,
+    window_grids,
+    window_iou,
+)
+
+windows = st.tuples(st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 40))
+
+
+def covered(window: tuple[int, int, int]) -> np.ndarray:
+    left, top, side = (window[0] + 60, window[1] + 60, window[2])
+    mask = np.zeros((160, 160), dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+@given(windows, windows)
+def test_iou_counts_pixels(one, other):
+    a, b = covered(one), covered(other)
+    assert window_iou(one, other) == pytest.approx((a & b).sum() / (a | b).sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 60), st.integers(0, 120), st.integers(0, 120), st.integers(0, 2**32))
+def test_windows_of_any_photograph_lie_inside_and_overlap_by_a_third_at_most(size, wider, higher, seed):
+    width, height = size + wider, size + higher
+    grids = window_grids(width, height, size, np.random.default_rng(seed))
+    assert grids
+    assert all(grids)
+    found = [window for grid in grids for window in grid]
+    assert all(left >= 0 and top >= 0 and side >= size for left, top, side in found)
+    assert all(left + side <= width and top + side <= height for left, top, side in found)
+    some = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:60]]
+    pairs = [(a, b) for i, a in enumerate(some) for b in some[:i]]
+    assert all(window_iou(a, b) <= MAX_IOU + 1e-12 for a, b in pairs)
+
+
+def test_windows_are_packed_at_several_scales():
+    grids = window_grids(640, 427, 32, np.random.default_rng(0))
+    sides = [grid[0][2] for grid in grids]
+    assert len(sides) == 5
+    assert all(3**0.5 <= b / a < 1.8 for a, b in pairwise(sides))
+    assert all({side for _, _, side in grid} == {grid[0][2]} for grid in grids)
+    # Six windows for each area of a window, less the borders.
+    assert len(grids[0]) > 5 * 640 * 427 / sides[0] ** 2
+
+
+def smallest_difference(images: torch.Tensor) -> float:
+    flat = images.flatten(1).double()
+    products = flat @ flat.T
+    squares = products.diagonal()[:, None] + products.diagonal() - 2 * products
+    squares.fill_diagonal_(torch.inf)
+    return (float(squares.min()) / flat.shape[1]) ** 0.5
+
+
+@pytest.mark.parametrize(("size", "n"), [(32, 1500), (64, 300), (224, 64)])
+def test_no_near_duplicates_in_pixels(size, n):
+    photos = load("photos", size, n=n, seed=1)
+    assert photos.images.shape == (n, 3, size, size)
+    assert smallest_difference(photos.images) >= MIN_RMS - 1e-6
+
+
+def test_independent_crops_do_come_close():
+    # The test above can fail: without the check, some crops of the same number are near-duplicates.
+    assert smallest_difference(load("photos", 32, n=1500, seed=1, distinct=False).images) < MIN_RMS
+
+
+def test_every_crop_shows_something():
+    for distinct in (True, False):
+        images = load("photos", 16, n=400, distinct=distinct).images
+        assert float(images.var(dim=(2, 3), unbiased=False).mean(1).sqrt().min()) >= MIN_STD - 1e-6
+
+
+def test_photos_by_default():
+    photos = load("photos")
+    assert photos.images.shape == (64, 3, 224, 224)
+    assert photos.images.dtype == torch.float32
+    assert photos.labels.dtype == torch.int64
+    assert 0 <= float(photos.images.min()) < 0.05
+    assert 0.95 < float(photos.images.max()) <= 1
+    assert photos.classes == PHOTOGRAPHS
+    assert photos.name == "photos"
+    assert set(photos.labels.tolist()) == set(range(10))
+
+
+def test_the_photographs_are_what_they_were():
+    sizes = {name: photograph(name).size for name in PHOTOGRAPHS}
+    assert sizes["china"] == (640, 427)
+    assert sizes["retina"] == (1411, 1411)
+    assert len(sizes) == 10
+    assert all(min(size) >= 224 for size in sizes.values())
+    assert all(photograph(name).mode == "RGB" for name in PHOTOGRAPHS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_crops_fit_at_224(seed):
+    assert len(load("photos", 224, n=200, seed=seed)) == 200
+
+
+def test_too_many_crops_say_how_many_fit():
+    with pytest.raises(ValueError, match=r"n=5000: only (\d+) distinct photos of 224x224 fit") as caught:
+        load("photos", 224, n=5000)
+    fit = int(str(caught.value).split("only ")[1].split()[0])
+    assert len(load("photos", 224, n=fit)) == fit
+    with pytest.raises(ValueError, match="distinct=False"):
+        load("photos", 224, n=fit + 1)
+
+
+def test_as_many_independent_crops_as_asked():
+    photos = load("photos", 8, n=3000, distinct=False)
+    assert len(photos) == 3000
+    # Each photograph with probability 1/10: five standard deviations are 82.
+    assert (photos.labels.bincount(minlength=10) - 300).abs().max() < 82
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_same_seed_same_crops_whatever_the_global_state(distinct):
+    first = load("photos", 24, n=50, seed=3, distinct=distinct)
+    torch.manual_seed(11)
+    np.random.seed(11)  # noqa: NPY002  (the global state is the point)
+    state = torch.get_rng_state()
+    again = load("photos", 24, n=50, seed=3, distinct=distinct)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.images, load("photos", 24, n=50, seed=4, distinct=distinct).images)
+
+
+def test_more_crops_start_with_the_same_ones():
+    assert torch.equal(load("photos", 32, n=20).images, load("photos", 32, n=90).images[:20])
+
+
+@pytest.mark.parametrize("size", [7, 225])
+def test_size_out_of_range(size):
+    with pytest.raises(ValueError, match=rf"size={size}: photos come in sizes from 8 to 224"):
+        load_photos(size, 4)

@@ -1,0 +1,146 @@
+"""Clients against plain autograd and plain SGD."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gradleak_lib import models
+from gradleak_lib.federated import apply, fedavg, fedsgd
+
+SHAPE = (3, 12, 12)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(20, *SHAPE, generator=generator), torch.randint(5, (20,), generator=generator)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "convnet", "resnet20"])
+@pytest.mark.parametrize("microbatch", [1, 7, 64])
+def test_fedsgd_is_the_gradient_of_the_mean_loss(batch, name, microbatch):
+    model = models.build(name, SHAPE, classes=5, width=4).double()
+    images, labels = batch
+    update = fedsgd(model, images, labels, microbatch=microbatch)
+    loss = nn.functional.cross_entropy(model(images.double()), labels)
+    for (parameter, value), gradient in zip(
+        model.named_parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+    ):
+        assert torch.allclose(update.tensors[parameter], gradient, atol=1e-12), parameter
+        assert value.grad is None
+    assert (update.kind, update.samples, update.local_steps) == ("gradient", 20, 1)
+
+
+def test_fedavg_is_local_sgd(batch):
+    model = models.build("lenet", SHAPE, classes=5).double()
+    images, labels = batch
+    update = fedavg(model, images, labels, learning_rate=0.1, batch_size=8, epochs=2)
+    local = copy.deepcopy(model)
+    optimiser = torch.optim.SGD(local.parameters(), lr=0.1)
+    for _ in range(2):
+        for part in torch.arange(20).split(8):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(local(images[part].double()), labels[part]).backward()
+            optimiser.step()
+    for (name, after), before in zip(local.named_parameters(), model.parameters(), strict=True):
+        assert torch.allclose(update.tensors[name], (after - before).detach(), atol=1e-12)
+    assert update.local_steps == 6
+    server = apply(copy.deepcopy(model), update)
+    assert torch.allclose(server[0].weight, local[0].weight)
+
+
+def test_one_local_step_is_a_scaled_gradient(batch):
+    model = models.build("mlp", SHAPE, classes=5).double()
+    gradient = fedsgd(model, *batch)
+    delta = fedavg(model, *batch, learning_rate=0.01, batch_size=20)
+    assert torch.allclose(delta.flat(), -0.01 * gradient.flat(), atol=1e-12)
+
+
+def test_the_order_is_seeded(batch):
+    model = models.build("mlp", SHAPE, classes=5)
+
+    def client(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return fedavg(model, *batch, learning_rate=0.5, batch_size=5, generator=generator).flat()
+
+    assert torch.equal(client(1), client(1))
+    assert not torch.equal(client(1), client(2))
+
+
+def test_the_model_is_left_as_it_was(batch):
+    model = models.build("resnet20", SHAPE, classes=5).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fedsgd(model, *batch)
+    fedavg(model, *batch, learning_rate=0.1, batch_size=10)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_memory_does_not_grow_with_the_batch():
+    """Activations of one microbatch are freed before the next: count what autograd keeps."""
+    model = models.build("lenet", SHAPE, classes=5)
+    images, labels = torch.rand(512, *SHAPE), torch.zeros(512, dtype=torch.long)
+
+    def largest(count):
+        alive, peak = 0, 0
+
+        def pack(tensor):
+            nonlocal alive, peak
+            alive += tensor.numel()
+            peak = max(peak, alive)
+            size = tensor.numel()
+
+            class Handle:
+                def __init__(self):
+                    self.tensor = tensor
+
+                def __del__(self):
+                    nonlocal alive
+                    alive -= size
+
+            return Handle()
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda handle: handle.tensor):
+            fedsgd(model, images[:count], labels[:count], microbatch=32)
+        return peak
+
+    assert largest(512) <= 1.05 * largest(32)
+
+
+def test_bad_input(batch):
+    images, labels = batch
+    model = models.build("resnet20", SHAPE, classes=5)
+    with pytest.raises(ValueError, match="equally many"):
+        fedsgd(model, images, labels[:3])
+    with pytest.raises(ValueError, match="equally many"):
+        fedsgd(model, images[:0], labels[:0])
+    with pytest.raises(ValueError, match="microbatch"):
+        fedsgd(model, images, labels, microbatch=0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        fedavg(model, images, labels, learning_rate=0, batch_size=4)
+    with pytest.raises(ValueError, match="set microbatch to 20"):
+        fedsgd(model.train(), images, labels, microbatch=8)
+    fedavg(model.train(), images, labels, learning_rate=0.1, batch_size=8, microbatch=8)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        fedavg(models.build("mlp", SHAPE, classes=5), images, labels, learning_rate=1e30, batch_size=4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_the_gpu_gives_the_same_update(batch):
+    model = models.build("lenet", SHAPE, classes=5)
+    cpu = fedsgd(model, *batch).flat()
+    gpu = fedsgd(model.cuda(), *batch).flat()
+    assert gpu.device.type == "cuda"
+    assert torch.allclose(cpu, gpu.cpu(), atol=1e-5)
+
+
+def test_the_client_follows_the_models_device(batch):
+    """Device independence, shown on torch's meta device: nothing may fall back to the CPU."""
+    model = models.build("lenet", SHAPE, classes=5).to("meta")
+    from gradleak_lib.federated.clients import _gradient, _state
+
+    parameters, buffers = _state(model)
+    gradient = _gradient(model, parameters, buffers, *batch, nn.functional.cross_entropy, 8)
+    assert all(tensor.device.type == "meta" for tensor in gradient.values())

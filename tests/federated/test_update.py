@@ -1,0 +1,86 @@
+"""Updates of our clients and of any other stack."""
+
+import pytest
+import torch
+
+from gradleak_lib import models
+from gradleak_lib.federated import Update, aggregate, fedsgd
+
+SHAPE = (3, 9, 9)
+
+
+@pytest.fixture
+def model():
+    return models.build("convnet", SHAPE, classes=3, width=2)
+
+
+@pytest.fixture
+def update(model):
+    generator = torch.Generator().manual_seed(0)
+    return fedsgd(model, torch.rand(4, *SHAPE, generator=generator), torch.tensor([0, 1, 2, 0]))
+
+
+def test_from_names_lists_state_and_files(model, update, tmp_path):
+    tensors = dict(update.tensors)
+    torch.save(tensors, tmp_path / "update.pt")
+    state = {name: tensors.get(name, value) for name, value in model.state_dict().items()}
+    for given in (
+        tensors,
+        {name: tensor.numpy() for name, tensor in tensors.items()},
+        [tensor.numpy() for tensor in tensors.values()],
+        state,
+        list(state.values()),
+        tmp_path / "update.pt",
+    ):
+        other = Update.from_tensors(model, given, kind="gradient", samples=4)
+        assert torch.equal(other.flat(), update.flat())
+
+
+def test_the_first_mismatch_is_named(model, update):
+    tensors = dict(update.tensors)
+    cases = {
+        "lacks '0.bias'": {n: t for n, t in tensors.items() if n != "0.bias"},
+        "no parameter 'fc.weight'": tensors | {"fc.weight": torch.zeros(2)},
+        r"'0.weight' has shape \(1,\), the model's has \(2, 3, 3, 3\)": tensors | {"0.weight": torch.zeros(1)},
+        "got 3 tensors; the model has": list(tensors.values())[:3],
+    }
+    for message, given in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Update.from_tensors(model, given, kind="gradient", samples=4)
+
+
+def test_nan_and_infinity_are_refused(update):
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="NaN or infinity in '0.bias'"):
+            Update(dict(update.tensors) | {"0.bias": torch.tensor([bad, 0.0])}, "gradient", 4)
+
+
+def test_an_update_is_frozen(update):
+    with pytest.raises(AttributeError):
+        update.samples = 5
+    with pytest.raises(TypeError):
+        update.tensors["0.bias"] = torch.zeros(2)
+
+
+def test_layer(update):
+    assert set(update.layer("0")) == {"weight", "bias"}
+    with pytest.raises(ValueError, match="no layer 'fc'"):
+        update.layer("fc")
+
+
+def test_the_aggregate_is_the_update_of_the_pooled_data(model):
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.rand(9, *SHAPE, generator=generator), torch.arange(9) % 3
+    pooled = fedsgd(model.double(), images, labels)
+    parts = [fedsgd(model, images[p], labels[p]) for p in torch.arange(9).split([2, 3, 4])]
+    both = aggregate(parts)
+    assert both.samples == 9
+    assert torch.allclose(both.flat(), pooled.flat(), atol=1e-12)
+    with pytest.raises(ValueError, match="at least one"):
+        aggregate([])
+
+
+@pytest.mark.parametrize(("kind", "samples"), [("sum", 1), ("gradient", 0)])
+def test_bad_fields(kind, samples):
+    with pytest.raises(ValueError, match="must be"):
+        Update({}, kind, samples)
