@@ -49,7 +49,8 @@ SOURCES := _config.yml _toc.yml $(shell find book gradleak_lib notebooks -type f
 	! -name '.*' ! -path '*/__pycache__/*' ! -name '* *' 2>/dev/null)
 
 $(SITE): $(SOURCES)
-	"$(BIN)/jupyter-book" build . --all -n -W --keep-going --quiet
+	@rm -rf _build  # pages that are gone, and pages of code, would stay as they were
+	"$(BIN)/jupyter-book" build . -n -W --keep-going --quiet
 	@touch $(SITE)
 
 address:
@@ -64,7 +65,7 @@ lint: install
 	$(PY) -m mypy
 	@for notebook in notebooks/*.md; do \
 	  $(PY) -m jupytext --quiet --to py:percent --output - "$$notebook" \
-	    | $(PY) -m ruff check --quiet --ignore E402,E501,B018,D --stdin-filename "$$notebook.py" - || exit 1; \
+	    | $(PY) -m ruff check --quiet --ignore E402,E501,E703,B018,B905,SIM105,D --stdin-filename "$$notebook.py" - || exit 1; \
 	done
 
 serve: site
@@ -92,7 +93,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "gradleak needs Python 3.11, 3.12 or 3.13, and found none; name yours with make PYTHON=/path/to/python" >&2; \
 	  exit 1; \
 	fi; \
-	echo "Making .venv with $$("$$found" --version)"; \
+	if $(PY) -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+	echo "Making .venv with $$("$$found" --version), then installing; this takes some minutes"; \
 	"$$found" -m venv --clear .venv || { \
 	  echo "$$found cannot make an environment; on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet --progress-bar off $(shell sed -n '/^torch==/p' constraints.txt)

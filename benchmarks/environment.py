@@ -16,8 +16,8 @@ PEER = "breaching==0.1.2"
 def enter() -> None:
     """Go on in one thread, in an environment with the peer: call this before anything imports torch.
 
-    Where the running interpreter lacks the peer, make ``benchmarks/.venv`` if need be and start the script again
-    in it, with the same arguments; this call then does not return.
+    Where the running interpreter lacks the peer, make ``benchmarks/.venv`` if need be and start the script
+    again in it, with the same arguments; this call then does not return.
 
     Raises
     ------

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import gradleak_lib  # noqa: F401  (first: it lets torchvision, which the peer needs, be imported)
 import torch
 from torch import Tensor, nn
+
+import gradleak_lib  # noqa: F401  (before the peer: it makes sure that torchvision can be imported)
 
 # isort: split
 import breaching
@@ -67,10 +68,10 @@ def client(model: nn.Module, inputs: Tensor, labels: Tensor) -> Callable[[], dic
 def reader(
     model: nn.Module, shared: dict[str, Any], metadata: Metadata
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return two calls of ``ImprintAttacker.reconstruct``: without its ``prepare_attack``, and as users call it.
+    """Return two calls of ``ImprintAttacker.reconstruct``: without ``prepare_attack``, and as users call it.
 
-    ``prepare_attack`` copies the whole model twice over, which has nothing to do with reading the update; in the
-    first call it returns what it returned before.
+    ``prepare_attack`` copies the model and then its parameters, which has nothing to do with reading the
+    update; in the first call it returns what it returned before.
     """
     model = VisionContainer(model)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -104,7 +105,7 @@ def reader(
 
 
 def perceptual_scorer(seed: int) -> Any:
-    """LPIPS with AlexNet as the peer's report uses it, but with random convolutions: no weights to download."""
+    """LPIPS with AlexNet as in the peer's report, but with random convolutions: nothing to download."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -114,8 +115,9 @@ def perceptual_scorer(seed: int) -> Any:
 def pixel_scorer() -> Any:
     """Stand in for LPIPS with the cost that our matching takes, so that both solve the same assignment.
 
-    The peer divides every feature vector by its length. A fourth channel, large and constant, makes all lengths
-    equal to one part in a million; the last step leaves it out and undoes the division.
+    The cost is minus PSNR. The peer divides every feature vector by its length: a fourth channel, large and
+    constant, makes all lengths equal to one part in a million; the last step leaves it out and undoes the
+    division.
     """
     large = 1e3
 
@@ -123,12 +125,12 @@ def pixel_scorer() -> Any:
         return [torch.cat([image, torch.full_like(image[:, :1], large)], 1)]
 
     def cost(squares: Tensor) -> Tensor:
-        return squares[:, :-1].mean().reshape(1, 1, 1, 1) * large**2
+        return (squares[:, :-1].mean() * large**2).clamp_min(1e-16).log10().reshape(1, 1, 1, 1)
 
     net = SimpleNamespace(forward=features)
     return SimpleNamespace(L=1, scaling_layer=lambda image: image.unsqueeze(0), net=net, lins=[cost])
 
 
 def match(scorer: Any, reconstructions: Tensor, originals: Tensor) -> Tensor:
-    """``compute_batch_order``: for each original the index of its reconstruction, as many of the one as of the other."""
+    """Call ``compute_batch_order``: for each original the index of its reconstruction; N of each."""
     return compute_batch_order(scorer, reconstructions, originals, SETUP)

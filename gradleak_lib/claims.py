@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -153,6 +154,17 @@ def headline(findings: Iterable[Finding]) -> str:
     verdicts = Counter(finding.verdict for finding in findings)
     parts = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS if verdicts[name])
     return f"{verdicts.total()} claims: {parts}"
+
+
+def record(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the headline, and verdict and measured values by claim, as JSON holds them."""
+    return {
+        "headline": headline(findings),
+        "claims": {
+            finding.claim.id: {"verdict": finding.verdict, "settings": dict(finding.settings)}
+            for finding in findings
+        },
+    }
 
 
 def _number(value: float | None, unit: str) -> str:

@@ -47,11 +47,18 @@ return document.readyState === "complete" && (views === 0 || shown > 0)
   && [...document.images].every(image => image.complete);
 """
 TOO_WIDE = """
-const page = document.documentElement;
-if (page.scrollWidth <= arguments[0]) return [];
-const right = (element) => element.getBoundingClientRect().right;
-const wide = [...document.querySelectorAll("main *")].filter(element => right(element) > arguments[0]);
-return wide.slice(0, 5).map(e => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`);
+const width = arguments[0];
+const sticksOut = (element) => element.getBoundingClientRect().right > width + 1;
+const inItsOwnBox = (element) => {
+  for (let box = element.parentElement; box !== document.body; box = box.parentElement)
+    if (getComputedStyle(box).overflowX !== "visible" && !sticksOut(box)) return true;
+  return false;
+};
+if (document.documentElement.scrollWidth <= width) return [];
+return [...document.querySelectorAll("main *")]
+  .filter(element => sticksOut(element) && !inItsOwnBox(element)).slice(0, 5)
+  .map(element => `${element.tagName}.${element.className}: ${element.textContent.trim().slice(0, 40)}`)
+  .concat(`${document.documentElement.scrollWidth} pixels`);
 """
 # A file name is no description; myst-nb writes one where a cell gives none.
 WITHOUT_TEXT = r"""
@@ -87,15 +94,18 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(site):
-    """Where the website is served."""
+    """Where the website is served: in a folder, as its page for wrong addresses expects."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def translate_path(self, path):
+            return super().translate_path(path.removeprefix("/gradleak"))
+
         def log_message(self, *_):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
+    yield f"http://127.0.0.1:{server.server_port}/gradleak/"
     server.shutdown()
 
 

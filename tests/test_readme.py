@@ -1,0 +1,13 @@
+"""The README's example is run as it stands there."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_recovers_images(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code.count("\n") <= 16
+    exec(compile(code, "README.md", "exec"), {})
+    assert 25 < int(capsys.readouterr().out.split()[0]) < 55

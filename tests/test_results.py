@@ -1,0 +1,73 @@
+"""Recorded results and their provenance."""
+
+import json
+
+import pytest
+
+from gradleak_lib import results
+
+
+def section(tmp_path, available, values=None):
+    return results.compute_or_recall(
+        "a-section",
+        lambda: values,
+        data="cifar10",
+        available=available,
+        chapter="04-robbing-the-fed",
+        device="cpu",
+        seed=7,
+        folder=tmp_path,
+    )
+
+
+def test_computed_where_the_data_is_and_recalled_where_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRADLEAK_RECORD", raising=False)
+    fresh = section(tmp_path, True, {"exact": [39, 40]})
+    assert fresh.fresh
+    assert "Computed in this run on cifar10" in fresh.line()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("GRADLEAK_RECORD", "1")
+    section(tmp_path, True, {"exact": [39, 40]})
+    recalled = section(tmp_path, False)
+    assert recalled.values == {"exact": [39, 40]}
+    assert not recalled.fresh
+    for fact in ("cifar10 was not found", "gradleak data cifar10 && gradleak run 04", "seed 7"):
+        assert fact in recalled.line()
+    assert recalled.provenance["date"] in recalled.line()
+
+
+def test_nothing_recorded_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run gradleak data cifar10 && gradleak run 04-robbing-the-fed"):
+        section(tmp_path, False)
+    with pytest.raises(ValueError, match="small letters"):
+        results.compute_or_recall(
+            "../x", dict, data="d", available=True, chapter="c", device="cpu", seed=0, folder=tmp_path
+        )
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "file.txt"
+    results.write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        results.write_whole(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_records_in_the_repository_are_complete():
+    folder = results.ROOT / "results" / "cpu"
+    records = list(folder.glob("*.json"))
+    assert records
+    for path in records:
+        record = json.loads(path.read_text())
+        assert record["values"], path
+        assert not record["fresh"], path
+        facts = {"date", "commit", "device", "platform", "versions", "seed", "data", "command"}
+        assert facts <= set(record["provenance"]), path
+
+
+def test_provenance_names_the_commit_and_the_seed():
+    source = results.provenance(device="cpu", seed=3)
+    assert source["seed"] == "3"
+    assert source["device"].startswith("CPU")
+    assert source["commit"]
