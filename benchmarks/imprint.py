@@ -45,7 +45,7 @@ from scipy.stats import laplace
 from torch import Tensor, nn
 
 from gradleak_lib import metrics
-from gradleak_lib.attacks.imprint import Imprint, arm, bins_from_cdf, recover
+from gradleak_lib.attacks.imprint import Imprint, arm, bins_from_cdf, find, recover
 from gradleak_lib.attacks.placement import before_input
 from gradleak_lib.data import load
 from gradleak_lib.federated import fedsgd
@@ -125,10 +125,10 @@ def build_theirs(case: Case) -> nn.Module:
     return peer.build(case.resnet, case.shape, case.bins, mode=MODE, connection=case.connection)
 
 
-def our_bins(model: nn.Sequential, inputs: Tensor) -> Tensor:
+def our_bins(model: nn.Module, inputs: Tensor) -> Tensor:
     """Bin of each sample by our module's own arithmetic: int64 ``[N]``, -1 below the first edge."""
     with torch.no_grad():
-        return (model[0].measure(inputs.flatten(1)) > 0).sum(1) - 1
+        return (find(model)[1].measure(inputs.flatten(1)) > 0).sum(1) - 1
 
 
 def alone(bins: Tensor, *, last: int) -> Tensor:
@@ -249,7 +249,7 @@ def report_matching(
         right = metrics.psnr(found[order], case.images) > metrics.EXACT_DB
         print(f"  {name} gives {right.sum()} of the {exact.sum()} to their originals")
     print("Matching as many reconstructions as there are originals, none of them blank:")
-    identical = pixels.all().item()
+    identical = bool(pixels.all())
     shuffle = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
     for name, images, originals in (
         ("the exact ones", found[ours[exact]], case.images[exact]),
@@ -257,7 +257,7 @@ def report_matching(
     ):
         a, b = metrics.match(images, originals), peer.match(lpips, images, originals)
         print(f"  {name}: ours and breaching on LPIPS agree on {(a == b).sum()} of {len(originals)}")
-        identical &= a.equal(b)
+        identical = identical and a.equal(b)
     return identical
 
 

@@ -78,7 +78,7 @@ def reader(
         warnings.simplefilter("ignore")
         settings = breaching.get_attack_config("imprint")
     names = [name for name, _ in model.named_parameters()]
-    block = model.model[0]
+    block: Any = model.model[0]
     secrets = {
         "ImprintBlock": {
             "weight_idx": names.index("model.0.linear0.weight"),

@@ -101,7 +101,7 @@ def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise book.UsageError(f"-p {pair!r}: give a name and a value, as in `-p bins 64`")
+            raise book.UsageError(f"-p {pair!r}: give a name and a value, as in `-p seed 1`")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:

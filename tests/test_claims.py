@@ -6,7 +6,14 @@ from gradleak_lib import claims
 
 
 def claim(**changes):
-    fields = {"id": "x-01", "paper": "p", "where": "Fig. 1", "claim": "c", "measured": "m.", "holds": (1.0, 2.0)}
+    fields = {
+        "id": "x-01",
+        "paper": "p",
+        "where": "Fig. 1",
+        "claim": "c",
+        "measured": "m.",
+        "holds": (1.0, 2.0),
+    }
     return claims.Claim(**(fields | changes))
 
 
@@ -43,11 +50,15 @@ def test_the_robbing_the_fed_list_is_complete():
         assert entry.holds is not None or entry.id == "rtf-15"
         if entry.holds is not None and entry.number is not None and entry.id != "rtf-06":
             low, high = entry.holds
-            assert (low is None or low <= entry.number) and (high is None or entry.number <= high), entry.id
+            assert low is None or low <= entry.number, entry.id
+            assert high is None or entry.number <= high, entry.id
 
 
 def test_table_and_headline():
-    findings = [claims.judge(claim(number=1.5, unit="dB"), [1.0, 2.0]), claims.judge(claim(id="x-02", holds=None), {})]
+    findings = [
+        claims.judge(claim(number=1.5, unit="dB"), [1.0, 2.0]),
+        claims.judge(claim(id="x-02", holds=None), {}),
+    ]
     table = claims.table(findings)
     assert table["paper"].tolist() == ["1.5 dB", "no number"]
     assert table["ours"][0] == "1.5 ± 0.71 dB"
@@ -62,6 +73,6 @@ def test_a_broken_list_says_where(tmp_path):
     path.write_text("- {id: a, paper: p, where: w, claim: c, measured: m}\n" * 2)
     with pytest.raises(ValueError, match="a stands there twice"):
         claims.load_claims(path=path)
+    path.write_text("- {id: a, paper: p, where: w, claim: c, measured: m}\n")
     with pytest.raises(ValueError, match="no claim of 'q'"):
-        path.write_text("- {id: a, paper: p, where: w, claim: c, measured: m}\n")
         claims.load_claims("q", path=path)

@@ -10,7 +10,9 @@ from gradleak_lib import metrics
 
 
 def images(count, side=16, seed=0):
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def test_psnr_and_ssim_agree_with_scikit_image():

@@ -37,7 +37,9 @@ def test_computed_where_the_data_is_and_recalled_where_it_is_not(tmp_path, monke
 
 
 def test_nothing_recorded_says_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run gradleak data cifar10 && gradleak run 04-robbing-the-fed"):
+    with pytest.raises(
+        FileNotFoundError, match="run gradleak data cifar10 && gradleak run 04-robbing-the-fed"
+    ):
         section(tmp_path, False)
     with pytest.raises(ValueError, match="small letters"):
         results.compute_or_recall(

@@ -125,7 +125,9 @@ def arm(imprint: Imprint, measurement: Tensor, edges: Tensor) -> Imprint:
         raise ValueError(f"edges must have shape {(imprint.bins + 1,)}, got {tuple(edges.shape)}")
     lower, width = edges[:-1].double(), edges.double().diff()
     if not (width > 0).all():
-        raise ValueError("edges must ascend strictly: take fewer bins, or a measurement that varies more")
+        raise ValueError(
+            "edges must ascend strictly: take fewer bins, more public data, or a measurement that varies more"
+        )
     scale = imprint.gain / width if imprint.variant == "sparse" else torch.full_like(width, imprint.gain)
     weight.copy_(scale[:, None] * measurement.double())
     bias.copy_(-scale * lower)
@@ -188,8 +190,9 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     if imprint.variant == "cumulative":
         threshold = rounding_error(bias)
         # The last row stands alone: nothing lies above it that would have to be taken away.
-        weight = torch.cat([weight[:-1] - weight[1:], weight[-1:]])
-        bias = torch.cat([bias[:-1] - bias[1:], bias[-1:]])
+        weight, bias = weight.clone(), bias.clone()
+        weight[:-1] -= layer["weight"][1:]
+        bias[:-1] -= layer["bias"][1:]
         bias = torch.where(bias.abs() > threshold, bias, torch.zeros_like(bias))
     inputs, bins = linear_input(weight, bias)
     if len(inputs) > update.samples:

@@ -48,10 +48,8 @@ def read_set(
         fetch_set(name, root, splits=(split,))
     check_set(name, split, root)
     data = _one_split(SETS[name], split)(str(root), train=split == "train")
-    if isinstance(data, CIFAR10):
-        images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-    else:
-        images = data.data.unsqueeze(1)
+    colour = isinstance(data, CIFAR10)
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2) if colour else data.data.unsqueeze(1)
     labels = torch.as_tensor(data.targets, dtype=torch.int64)
     # The idx files of the MNIST family carry no checksum: at least they must agree with each other.
     if len(labels) != len(images) or int(labels.max()) >= len(data.classes):

@@ -52,7 +52,8 @@ class Update:
                 f"samples and local_steps must be 1 or more, got {self.samples}, {self.local_steps}"
             )
         for name, tensor in self.tensors.items():
-            if not torch.isfinite(tensor).all():
+            # A sum keeps NaN and infinity and takes an eighth of the time; it can overflow, hence the second look.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"the update holds NaN or infinity in {name!r}: "
                     "lower the client's learning rate, or check its inputs"

@@ -263,7 +263,9 @@ def test_bad_input(public, private):
     with pytest.raises(ValueError, match="one Imprint, found 0"):
         imprint.find(models.build("mlp", SHAPE, classes=2))
     with pytest.raises(ValueError, match="no submodule"):
-        placement.before_layer(models.build("resnet18", SHAPE, classes=2), "layer9", imprint.Imprint(SHAPE, 8))
+        placement.before_layer(
+            models.build("resnet18", SHAPE, classes=2), "layer9", imprint.Imprint(SHAPE, 8)
+        )
 
 
 def test_an_update_of_another_architecture(public, private):

@@ -39,9 +39,10 @@ def test_from_names_lists_state_and_files(model, update, tmp_path):
 def test_the_first_mismatch_is_named(model, update):
     tensors = dict(update.tensors)
     cases = {
-        "lacks '0.bias'": {n: t for n, t in tensors.items() if n != "0.bias"},
+        r"lacks '0\.bias'": {n: t for n, t in tensors.items() if n != "0.bias"},
         "no parameter 'fc.weight'": tensors | {"fc.weight": torch.zeros(2)},
-        r"'0.weight' has shape \(1,\), the model's has \(2, 3, 3, 3\)": tensors | {"0.weight": torch.zeros(1)},
+        r"'0.weight' has shape \(1,\), the model's has \(2, 3, 3, 3\)": tensors
+        | {"0.weight": torch.zeros(1)},
         "got 3 tensors; the model has": list(tensors.values())[:3],
     }
     for message, given in cases.items():
@@ -51,7 +52,7 @@ def test_the_first_mismatch_is_named(model, update):
 
 def test_nan_and_infinity_are_refused(update):
     for bad in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="NaN or infinity in '0.bias'"):
+        with pytest.raises(ValueError, match=r"NaN or infinity in '0\.bias'"):
             Update(dict(update.tensors) | {"0.bias": torch.tensor([bad, 0.0])}, "gradient", 4)
 
 
