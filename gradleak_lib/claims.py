@@ -137,11 +137,11 @@ def table(findings: Iterable[Finding]) -> pd.DataFrame:
     rows = [
         {
             "claim": f"{finding.claim.id}: {finding.claim.claim} ({finding.claim.where})",
+            "verdict": finding.verdict,
             "paper": _number(finding.claim.number, finding.claim.unit),
             "ours": "; ".join(
                 _ours(name, values, finding.claim.unit) for name, values in finding.settings.items()
             ),
-            "verdict": finding.verdict,
             "what we measured, and why it differs": f"{finding.claim.measured} {finding.reason}".strip(),
         }
         for finding in findings
@@ -170,8 +170,7 @@ def record(findings: Sequence[Finding]) -> dict[str, Any]:
 def _number(value: float | None, unit: str) -> str:
     if value is None:
         return "no number"
-    digits = f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 100 else f"{value:.4g}"
-    return f"{digits} {unit}".strip()
+    return f"{value:g} {unit}".strip()
 
 
 def _ours(name: str, values: Sequence[float], unit: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -44,6 +44,15 @@ def mosaic(images: Tensor, *, columns: int = 8, zoom: int = 1) -> np.ndarray:
     enlarged = images.detach().cpu().float().clamp(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=1.0)
     return (grid.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+def with_caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """Write a line of text above a picture; both are uint8 ``[H, W, 3]``."""
+    height, width, _ = picture.shape
+    canvas = Image.new("RGB", (width, height + 28), "white")
+    canvas.paste(Image.fromarray(picture), (0, 28))
+    ImageDraw.Draw(canvas).text((4, 4), text, fill="black", font=ImageFont.load_default(size=18))
+    return np.asarray(canvas)
 
 
 def encode(picture: np.ndarray, *, kind: str = "png", **options: int) -> bytes:
@@ -86,8 +95,9 @@ def pairs(
     scores
         ``[N]``, printed under the reconstructions.
     """
+    width = min(WIDTH, 1.6 * len(originals))
     figure, axes = plt.subplots(
-        2, len(originals), figsize=(WIDTH, 2.35 * WIDTH / len(originals)), squeeze=False
+        2, len(originals), figsize=(width, 2.35 * width / len(originals)), squeeze=False
     )
     for column, value in enumerate(scores):
         _picture(axes[0, column], mosaic(originals[column : column + 1]), "")
@@ -124,6 +134,8 @@ def lines(
     """
     if ax is None:
         _, ax = plt.subplots()
+    if hue is not None:
+        data = data.assign(**{hue: data[hue].astype(str)})  # colours that tell groups apart, not shades
     sns.lineplot(
         data, x=x, y=y, hue=hue, style=hue, markers=True, dashes=False, errorbar=("ci", 95), seed=0, ax=ax
     )

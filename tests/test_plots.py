@@ -31,6 +31,14 @@ def test_values_are_clamped_and_grey_images_get_three_channels():
     assert picture[0].tolist() == [[255] * 3, [0] * 3]
 
 
+def test_a_caption_stands_above_the_picture():
+    picture = plots.mosaic(torch.zeros(4, 3, 40, 40), columns=4)
+    captioned = plots.with_caption(picture, "4 of 4")
+    assert captioned.shape == (picture.shape[0] + 28, picture.shape[1], 3)
+    assert np.array_equal(captioned[28:], picture)
+    assert (captioned[:28] < 128).any()
+
+
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
 def test_encode(kind):
     picture = plots.mosaic(torch.rand(4, 3, 8, 8), columns=2)
