@@ -1,9 +1,11 @@
 """The README's example is run as it stands there."""
 
+import json
 import re
 from pathlib import Path
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_recovers_images(capsys):
@@ -11,3 +13,8 @@ def test_the_example_recovers_images(capsys):
     assert code.count("\n") <= 16
     exec(compile(code, "README.md", "exec"), {})
     assert 25 < int(capsys.readouterr().out.split()[0]) < 55
+
+
+def test_the_headline_is_the_recorded_one():
+    record = json.loads((ROOT / "results" / "cpu" / "rtf-claims.json").read_text(encoding="utf-8"))
+    assert f"Of {record['values']['headline']}." in " ".join(README.split())
