@@ -87,12 +87,13 @@ def compute_or_recall(
     chapter: str,
     device: str | torch.device,
     seed: int,
-    folder: Path = ROOT / "results" / "cpu",
+    folder: Path = ROOT / "results",
 ) -> Result:
     """Run a section where its data is, and recall its recorded result where it is not.
 
     With ``GRADLEAK_RECORD`` set (``gradleak run --record``) a computed result is written to
-    ``<folder>/<name>.json``.
+    ``<folder>/<profile>/<name>.json``, the profile being that of the run. A profile that has no record of its own
+    recalls that of ``cpu``.
 
     Parameters
     ----------
@@ -116,7 +117,8 @@ def compute_or_recall(
     """
     if not re.fullmatch(r"[a-z0-9-]+", name):
         raise ValueError(f"name must consist of small letters, digits and -, got {name!r}")
-    path = folder / f"{name}.json"
+    profile = os.environ.get("GRADLEAK_PROFILE", "cpu")
+    path = folder / profile / f"{name}.json"
     command = f"gradleak data {data} && gradleak run {chapter}"
     if available:
         source = provenance(device=device, seed=seed) | {"data": data, "command": command}
@@ -124,6 +126,8 @@ def compute_or_recall(
         if os.environ.get("GRADLEAK_RECORD"):
             write_whole(path, json.dumps(asdict(result) | {"fresh": False}, indent=1) + "\n")
         return result
+    if not path.exists():
+        path = folder / "cpu" / path.name
     if not path.exists():
         raise FileNotFoundError(f"{data} was not found and {path.name} is not recorded: run {command}")
     return Result(**json.loads(path.read_text(encoding="utf-8")))

@@ -28,9 +28,16 @@ def test_computed_where_the_data_is_and_recalled_where_it_is_not(tmp_path, monke
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("GRADLEAK_RECORD", "1")
     section(tmp_path, True, {"exact": [39, 40]})
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")] == [
+        "cpu/a-section.json"
+    ]
+    monkeypatch.setenv("GRADLEAK_PROFILE", "smoke")
     recalled = section(tmp_path, False)
     assert recalled.values == {"exact": [39, 40]}
     assert not recalled.fresh
+    section(tmp_path, True, {"exact": [1]})  # a rough run does not overwrite the record of another profile
+    monkeypatch.delenv("GRADLEAK_PROFILE")
+    assert section(tmp_path, False).values == {"exact": [39, 40]}
     for fact in ("cifar10 was not found", "gradleak data cifar10 && gradleak run 04", "seed 7"):
         assert fact in recalled.line()
     assert recalled.provenance["date"] in recalled.line()
