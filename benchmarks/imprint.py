@@ -23,13 +23,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bins", type=int, default=128, help="bins of both modules")
     parser.add_argument("--connection", choices=("addition", "linear"), default="addition")
     parser.add_argument(
-        "--repeats", type=int, help="timed calls of the gradient; default 60, or 3 from 128 pixels"
+        "--repeats", type=int, help="timed calls of the gradient; default 100, or 3 from 128 pixels"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the photographs and the network")
     arguments = parser.parse_args()
     if not 32 <= arguments.size <= 224 or arguments.bins < 2:
         parser.error("--size must be in 32..224 and --bins at least 2")
-    arguments.repeats = arguments.repeats or (60 if arguments.size < 128 else 3)
+    arguments.repeats = arguments.repeats or (100 if arguments.size < 128 else 3)
     return arguments
 
 
@@ -54,9 +54,8 @@ from gradleak_lib.models import build
 IMAGES = 64
 # The peer's own settings: normalised as for ImageNet, measured by this mode of a cosine transform.
 MEAN, DEVIATION, MODE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32
-TOLERANCE = 1.05
-NOISE = 0.1
-FASTER = 10.0
+# On larger images most of the matching is one pass of each through the network of LPIPS, which both need.
+FASTER, LARGEST = 10.0, 64
 # Calls of what takes milliseconds, and of matching, whose ratio is far from any bar.
 OFTEN, SELDOM = 25, 3
 
@@ -161,24 +160,26 @@ def run(case: Case, repeats: int, seed: int) -> bool:
     as_called, *_ = race(lambda: recover(update, ours), whole, SELDOM)
 
     found = case.seen(padded)
-    lpips = peer.perceptual_scorer(seed)
-    timings["matching"], our_order, lpips_order = race(
-        lambda: metrics.match(found, case.images), lambda: peer.match(lpips, found, case.images), SELDOM
-    )
-    pixels, _, pixel_order = race(
-        lambda: metrics.match(found, case.images),
-        lambda: peer.match(peer.pixel_scorer(), found, case.images),
+    network = peer.perceptual_scorer(seed)
+    # They give the network images in [0, 1], where it expects [-1, 1]; ours changes from the one to the other.
+    lpips = metrics.lpips(network)
+    timings["matching"], order, their_order = race(
+        lambda: metrics.match((found + 1) / 2, (case.images + 1) / 2, cost=lpips),
+        lambda: peer.match(network, found, case.images),
         SELDOM,
+    )
+    default, default_order, _ = race(
+        lambda: metrics.match(found, case.images), lambda: peer.match(network, found, case.images), SELDOM
     )
     print_table(timings)
     print(f"Their read-out as users call it, which copies the model: {median(as_called.theirs):.4f} s.")
     print(
-        f"Their matching with our cost, PSNR, instead of LPIPS: {median(pixels.theirs):.4f} s, "
-        f"{1 / pixels.ratio:.1f} times ours.\n"
+        f"Our matching on PSNR, the default, instead of LPIPS: {median(default.ours):.4f} s, "
+        f"{1 / default.ratio:.0f} times faster than theirs on LPIPS.\n"
     )
     complete = report_recovery(case, ours, theirs, case.seen(recovered.inputs), found)
-    identical = report_matching(case, found, our_order, lpips_order, pixel_order, lpips)
-    return report_bars(timings, complete=complete, identical=identical)
+    identical = report_matching(case, found, their_order, order, default_order)
+    return report_bars(timings, case.shape[-1], complete=complete, identical=identical)
 
 
 def print_table(timings: dict[str, Timing]) -> None:
@@ -227,59 +228,37 @@ def recovered_exactly(found: Tensor, originals: Tensor) -> Tensor:
     return metrics.squared_distances(found, originals).amin(0) < 10 ** (-metrics.EXACT_DB / 10)
 
 
-def report_matching(
-    case: Case, found: Tensor, ours: Tensor, by_lpips: Tensor, by_pixels: Tensor, lpips: Any
-) -> bool:
-    """Compare the assignments; True if identical with our cost and, where nothing is blank, with LPIPS."""
+def report_matching(case: Case, found: Tensor, theirs: Tensor, ours: Tensor, by_default: Tensor) -> bool:
+    """Compare the assignments; True if ours on LPIPS is theirs."""
     exact = recovered_exactly(found, case.images)
-    pixels = same_image(found, ours, found[by_pixels])
-    perceptual = same_image(found, ours, found[by_lpips])
-    blank = same_image(found, torch.arange(IMAGES), case.seen(torch.zeros(1, *case.shape)))
+    blank = same_image(found, case.seen(torch.zeros(1, *case.shape)))
     print(f"\nMatching breaching's {IMAGES} reconstructions, {blank.sum()} of which are blank:")
-    for name, same in (("our cost", pixels), ("LPIPS (random AlexNet)", perceptual)):
+    for name, order in (("LPIPS, as theirs", ours), ("PSNR, the default", by_default)):
+        same = same_image(found[order], found[theirs])
         print(
-            f"  breaching on {name} assigns what ours does to {same.sum()} of {IMAGES} images, "
+            f"  ours on {name}: the reconstruction that breaching assigns for {same.sum()} of {IMAGES} images, "
             f"{(same & exact).sum()} of the {exact.sum()} recovered exactly"
         )
-    for name, order in (
-        ("ours", ours),
-        ("breaching on our cost", by_pixels),
-        ("breaching on LPIPS", by_lpips),
-    ):
+    for name, order in (("breaching", theirs), ("ours on LPIPS", ours), ("ours on PSNR", by_default)):
         right = metrics.psnr(found[order], case.images) > metrics.EXACT_DB
         print(f"  {name} gives {right.sum()} of the {exact.sum()} to their originals")
-    print("Matching as many reconstructions as there are originals, none of them blank:")
-    identical = bool(pixels.all())
-    shuffle = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
-    for name, images, originals in (
-        ("the exact ones", found[ours[exact]], case.images[exact]),
-        (f"noisy copies, shuffled (noise {NOISE:g})", noisy(case.images)[shuffle], case.images),
-    ):
-        a, b = metrics.match(images, originals), peer.match(lpips, images, originals)
-        print(f"  {name}: ours and breaching on LPIPS agree on {(a == b).sum()} of {len(originals)}")
-        identical = identical and a.equal(b)
-    return identical
+    return bool(same_image(found[ours], found[theirs]).all())
 
 
-def same_image(found: Tensor, order: Tensor, others: Tensor) -> Tensor:
+def same_image(first: Tensor, second: Tensor) -> Tensor:
     """Bool ``[N]``: equal images, be they under different indices, as the blank ones are."""
-    return (found[order] == others).flatten(1).all(1)
+    return (first == second).flatten(1).all(1)
 
 
-def noisy(images: Tensor) -> Tensor:
-    """Images with Gaussian noise."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return (images + NOISE * noise).clamp(0, 1)
-
-
-def report_bars(timings: dict[str, Timing], *, complete: bool, identical: bool) -> bool:
+def report_bars(timings: dict[str, Timing], size: int, *, complete: bool, identical: bool) -> bool:
     """Print each bar and whether it holds."""
-    bars = {f"{part}: not slower": timing.ratio <= TOLERANCE for part, timing in timings.items()}
-    faster = 1 / timings["matching"].ratio
-    bars[f"matching: at least {FASTER:g} times faster (here {faster:.0f})"] = faster >= FASTER
-    bars["matching: identical assignment, with our cost and, without blanks, with LPIPS"] = identical
+    bars = {f"{part}: not slower": timing.ratio <= 1 for part, timing in timings.items()}
+    if size <= LARGEST:
+        faster = 1 / timings["matching"].ratio
+        bars[f"matching: at least {FASTER:g} times faster (here {faster:.0f})"] = faster >= FASTER
+    bars["matching: identical assignment"] = identical
     bars["our attack recovers every image alone in its bin"] = complete
-    print(f"\nBars (a measuring tolerance of {TOLERANCE - 1:.0%} on the first four):")
+    print("\nBars:")
     for bar, holds in bars.items():
         print(f"  {'holds' if holds else 'FAILS'}  {bar}")
     return all(bars.values())

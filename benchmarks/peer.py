@@ -112,25 +112,6 @@ def perceptual_scorer(seed: int) -> Any:
         return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).to(**SETUP)
 
 
-def pixel_scorer() -> Any:
-    """Stand in for LPIPS with the cost that our matching takes, so that both solve the same assignment.
-
-    The cost is minus PSNR. The peer divides every feature vector by its length: a fourth channel, large and
-    constant, makes all lengths equal to one part in a million; the last step leaves it out and undoes the
-    division.
-    """
-    large = 1e3
-
-    def features(image: Tensor) -> list[Tensor]:
-        return [torch.cat([image, torch.full_like(image[:, :1], large)], 1)]
-
-    def cost(squares: Tensor) -> Tensor:
-        return (squares[:, :-1].mean() * large**2).clamp_min(1e-16).log10().reshape(1, 1, 1, 1)
-
-    net = SimpleNamespace(forward=features)
-    return SimpleNamespace(L=1, scaling_layer=lambda image: image.unsqueeze(0), net=net, lins=[cost])
-
-
 def match(scorer: Any, reconstructions: Tensor, originals: Tensor) -> Tensor:
     """Call ``compute_batch_order``: for each original the index of its reconstruction; N of each."""
     return compute_batch_order(scorer, reconstructions, originals, SETUP)

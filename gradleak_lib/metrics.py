@@ -1,12 +1,16 @@
 """How bad a leak is: scores of reconstructions against the originals, which only the evaluator has."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+Cost = Callable[[Tensor, Tensor], Tensor]
 
 # Above this PSNR no 8-bit value of an image differs: the largest possible error is 0.255 of a grey level.
 EXACT_DB = 60.0
@@ -67,10 +71,55 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     return squared.clamp_min(0) / a.shape[1]
 
 
-def match(reconstructions: Tensor, originals: Tensor) -> Tensor:
-    """Pair reconstructions with originals, each at most once, at the highest total PSNR.
+def negative_psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """Minus the PSNR of every pair, in decibels: ``[R, ...]`` and ``[N, ...]`` give float64 ``[R, N]``."""
+    # 1e-16 is what rounding leaves of the distance of identical images.
+    return 10 * squared_distances(reconstructions, originals).clamp_min(1e-16).log10()
 
-    The least total squared error would give an exact reconstruction away to make two bad ones look better.
+
+def lpips(network: Any) -> Cost:
+    """Learned perceptual image patch similarity of every pair, as a cost for `match`.
+
+    Parameters
+    ----------
+    network
+        ``LearnedPerceptualImagePatchSimilarity().net`` of torchmetrics, or ``LPIPS()`` of the lpips package; both
+        load trained weights. Every image passes through it once, not once for every pair.
+
+    Returns
+    -------
+    Cost
+        From ``[R, 3, H, W]`` and ``[N, 3, H, W]`` in [0, 1] to float64 ``[R, N]``, at least 0.
+
+    References
+    ----------
+    Zhang et al. 2018, Eq. 1.
+    """
+
+    # How much a channel's squared difference counts, 0 or more.
+    weights = [linear.model[-1].weight for linear in network.lins]
+
+    def features(images: Tensor) -> list[Tensor]:
+        outputs = network.net(network.scaling_layer(2 * images.to(weights[0]) - 1))
+        return [
+            nn.functional.normalize(output, dim=1, eps=1e-10).mul_(weight.sqrt())
+            for output, weight in zip(outputs, weights, strict=True)
+        ]
+
+    @torch.no_grad()
+    def cost(reconstructions: Tensor, originals: Tensor) -> Tensor:
+        layers = zip(features(reconstructions), features(originals), strict=True)
+        # The sum over channels of the mean over places; squared_distances is the mean over both.
+        return torch.stack([a.shape[1] * squared_distances(a, b) for a, b in layers]).sum(0)
+
+    return cost
+
+
+def match(reconstructions: Tensor, originals: Tensor, *, cost: Cost = negative_psnr) -> Tensor:
+    """Pair reconstructions with originals, each at most once, at the least total cost.
+
+    The default cost asks for the highest total PSNR. The least total squared error would give an exact
+    reconstruction away to make two bad ones look better.
 
     Parameters
     ----------
@@ -78,6 +127,8 @@ def match(reconstructions: Tensor, originals: Tensor) -> Tensor:
         ``[R, ...]``, compared as they are (clamp them first to compare what is seen).
     originals
         ``[N, ...]``.
+    cost
+        What each pair costs: from ``[R, ...]`` and ``[N, ...]`` to ``[R, N]``.
 
     Returns
     -------
@@ -86,7 +137,7 @@ def match(reconstructions: Tensor, originals: Tensor) -> Tensor:
 
     References
     ----------
-    Fowl et al. 2022, App. B (linear sum assignment; there on LPIPS, here on pixels).
+    Fowl et al. 2022, App. B (linear sum assignment; there `lpips`).
     """
     if reconstructions.shape[1:] != originals.shape[1:]:
         raise ValueError(
@@ -94,9 +145,7 @@ def match(reconstructions: Tensor, originals: Tensor) -> Tensor:
         )
     partner = torch.full((len(originals),), -1)
     if len(reconstructions):
-        # 1e-16 is what rounding leaves of the distance of identical images.
-        errors = squared_distances(reconstructions, originals).clamp_min(1e-16).log10()
-        rows, columns = linear_sum_assignment(errors.cpu().numpy())
+        rows, columns = linear_sum_assignment(cost(reconstructions, originals).cpu().numpy())
         partner[torch.from_numpy(columns)] = torch.from_numpy(rows)
     return partner
 

@@ -8,6 +8,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gradleak_lib import metrics
 
+# isort: split
+from torchmetrics.functional.image.lpips import _LPIPS
+
 
 def images(count, side=16, seed=0):
     return torch.rand(
@@ -56,6 +59,21 @@ def test_distances_equal_the_double_loop(seed):
     first, second = images(4, 4, seed=seed), images(5, 4, seed=seed + 1)
     loop = torch.tensor([[(a - b).square().mean() for b in second] for a in first])
     assert torch.allclose(metrics.squared_distances(first, second), loop, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_lpips_of_all_pairs_equals_the_double_loop(side):
+    """Against torchmetrics' own, whose trained convolutions would be a download; its channel weights are trained."""
+    torch.manual_seed(0)
+    network = _LPIPS(pnet_rand=True)
+    first, second = images(3, side).float(), images(4, side).flip(0).float()
+    one_by_one = [[network(a[None], b[None], normalize=True).item() for b in second] for a in first]
+    cost = metrics.lpips(network)(first, second)
+    assert torch.allclose(cost, torch.tensor(one_by_one, dtype=torch.float64), rtol=1e-3)
+    assert torch.equal(cost, metrics.lpips(network)(first.double(), second))
+    order = torch.tensor([2, 0, 1])
+    noisy = (first[order] + 0.02 * images(3, side).float()).clamp(0, 1)
+    assert torch.equal(order[metrics.match(noisy, first, cost=metrics.lpips(network))], torch.arange(3))
 
 
 def test_score_puts_missing_reconstructions_to_zero():

@@ -177,7 +177,8 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     Raises
     ------
     ValueError
-        If the update is of another architecture, or the model has no imprint.
+        If the update is of another architecture, the model has no imprint, or the imprint's part of the update
+        holds NaN or infinity.
 
     References
     ----------

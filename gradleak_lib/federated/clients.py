@@ -1,15 +1,15 @@
 """The two client protocols: one gradient (FedSGD), or several local steps (FedAvg)."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gradleak_lib.federated.update import Update
 
 Loss = Callable[..., Tensor]
-State = dict[str, Tensor]
 
 
 def fedsgd(
@@ -23,7 +23,8 @@ def fedsgd(
     """Gradient of the mean loss over the client's batch.
 
     The batch passes through the model in microbatches whose gradients are added up, so that memory does not
-    grow with the batch. The model is left as it was, batch-norm statistics included.
+    grow with the batch. The model is left as it was: its batch-norm statistics are put back, and ``.grad`` is not
+    touched. Frozen parameters have a gradient of zero.
 
     Parameters
     ----------
@@ -41,16 +42,18 @@ def fedsgd(
     Raises
     ------
     ValueError
-        If images and labels differ in number or are empty, or a model with batch norm is in training mode and
-        the batch is larger than ``microbatch`` (its statistics would then be those of the microbatches).
+        If images and labels differ in number or are empty, the loss is NaN or infinity, or a model with batch
+        norm is in training mode and the batch is larger than ``microbatch`` (its statistics would then be those
+        of the microbatches).
 
     References
     ----------
     McMahan et al. 2017, Sec. 2 (FedSGD).
     """
     _check_batch(model, images, labels, microbatch, step=len(images))
-    parameters, buffers = _state(model)
-    gradient = _gradient(model, parameters, buffers, images, labels, loss, microbatch)
+    with _buffers_put_back(model):
+        gradient, mean_loss = _gradient(model, images, labels, loss, microbatch)
+    _check_loss(mean_loss)
     return Update(gradient, "gradient", len(images))
 
 
@@ -84,7 +87,7 @@ def fedavg(
     Raises
     ------
     ValueError
-        As for `fedsgd`, or if a number is out of range, or training diverged to NaN.
+        As for `fedsgd`, or if a number is out of range.
 
     References
     ----------
@@ -96,8 +99,8 @@ def fedavg(
             f"got {learning_rate}, {batch_size}, {epochs}"
         )
     _check_batch(model, images, labels, microbatch, step=batch_size)
-    received, buffers = _state(model)
-    current = received
+    local = copy.deepcopy(model)
+    parameters = dict(local.named_parameters())
     steps = 0
     for _ in range(epochs):
         order = (
@@ -106,39 +109,64 @@ def fedavg(
             else torch.randperm(len(images), generator=generator)
         )
         for batch in order.split(batch_size):
-            gradient = _gradient(model, current, buffers, images[batch], labels[batch], loss, microbatch)
-            current = {name: current[name] - learning_rate * gradient[name] for name in current}
+            gradient, mean_loss = _gradient(local, images[batch], labels[batch], loss, microbatch)
+            _check_loss(mean_loss)
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.sub_(gradient[name], alpha=learning_rate)
             steps += 1
-    delta = {name: current[name] - received[name] for name in received}
+    delta = {
+        name: parameters[name].detach() - received.detach() for name, received in model.named_parameters()
+    }
     return Update(delta, "delta", len(images), steps, learning_rate)
 
 
-def _state(model: nn.Module) -> tuple[State, State]:
-    """Detached parameters, and copies of the buffers that batch norm may write to."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return parameters, {name: buffer.clone() for name, buffer in model.named_buffers()}
+@contextmanager
+def _buffers_put_back(model: nn.Module) -> Iterator[None]:
+    """Undo what batch norm in training mode writes to its statistics."""
+    training = any(module.training for module in model.modules())
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()} if training else {}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
 
 
 def _gradient(
-    model: nn.Module,
-    parameters: State,
-    buffers: State,
-    images: Tensor,
-    labels: Tensor,
-    loss: Loss,
-    microbatch: int,
-) -> State:
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-    first = next(iter(leaves.values()))
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, microbatch: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of the mean loss, zero for frozen parameters, and that loss."""
+    parameters = dict(model.named_parameters())
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    first = next(iter(parameters.values()))
+    # On the CPU, this layout takes a ResNet-18 a few percent less time at 32 pixels and a quarter less at 224.
+    channels_last = first.device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    gradient: dict[str, Tensor] = {}
+    mean = first.new_zeros(())
     for part_images, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
         inputs = part_images.to(first) if part_images.is_floating_point() else part_images.to(first.device)
-        outputs = functional_call(model, (leaves, buffers), (inputs,))
+        if channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        outputs = model(inputs)
         part = loss(outputs, part_labels.to(first.device), reduction="sum") / len(images)
-        part.backward()  # adds to .grad in place: one gradient in memory, however many microbatches
+        mean += part.detach()
+        added = torch.autograd.grad(part, list(trained.values()), materialize_grads=True)
+        for name, tensor in zip(trained, added, strict=True):
+            # Not in place: two parameters may have been given one and the same tensor.
+            gradient[name] = gradient[name] + tensor if name in gradient else tensor
     return {
-        name: leaf.grad if leaf.grad is not None else torch.zeros_like(parameters[name])
-        for name, leaf in leaves.items()
-    }
+        name: gradient[name] if name in gradient else torch.zeros_like(parameter)
+        for name, parameter in parameters.items()
+    }, mean
+
+
+def _check_loss(loss: Tensor) -> None:
+    if not loss.isfinite():
+        raise ValueError(
+            f"the client's loss is {loss.item()}: lower its learning rate, or check its inputs and the model"
+        )
 
 
 def _check_batch(model: nn.Module, images: Tensor, labels: Tensor, microbatch: int, *, step: int) -> None:

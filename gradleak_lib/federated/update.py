@@ -18,6 +18,10 @@ Kind = Literal["gradient", "delta"]
 class Update:
     """The tensors that one client (or a secure aggregate of clients) sends to the server.
 
+    No value is looked at when an update is made: one pass over all of them would cost a client more than a percent
+    of its gradient. NaN and infinity are refused by whatever reads the tensors: `layer`, `flat`, `aggregate`,
+    `apply`, and `from_tensors` for what comes from elsewhere.
+
     Parameters
     ----------
     tensors
@@ -35,7 +39,7 @@ class Update:
     Raises
     ------
     ValueError
-        If a tensor holds NaN or infinity, or a number is out of range.
+        If a number is out of range.
     """
 
     tensors: Mapping[str, Tensor]
@@ -51,13 +55,6 @@ class Update:
             raise ValueError(
                 f"samples and local_steps must be 1 or more, got {self.samples}, {self.local_steps}"
             )
-        for name, tensor in self.tensors.items():
-            # A sum keeps NaN and infinity and takes an eighth of the time; it can overflow, hence the second look.
-            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"the update holds NaN or infinity in {name!r}: "
-                    "lower the client's learning rate, or check its inputs"
-                )
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
     @classmethod
@@ -87,7 +84,7 @@ class Update:
         Raises
         ------
         ValueError
-            Naming the first tensor that is missing, unknown or of another shape.
+            Naming the first tensor that is missing, unknown, of another shape, or holds NaN or infinity.
         """
         sent: Any = tensors
         if isinstance(tensors, str | Path):
@@ -106,7 +103,7 @@ class Update:
             if name not in parameters and name not in state:
                 raise ValueError(f"the model has no parameter {name!r}")
         kept = {name: torch.as_tensor(sent[name]) for name in parameters if name in sent}
-        update = cls(kept, kind, samples, local_steps, learning_rate)
+        update = cls(_finite(kept), kind, samples, local_steps, learning_rate)
         update.check(model)
         return update
 
@@ -131,19 +128,35 @@ class Update:
         Raises
         ------
         ValueError
-            If no parameter belongs to a layer of that name.
+            If no parameter belongs to a layer of that name, or one holds NaN or infinity.
         """
-        found = {
-            key.removeprefix(name + "."): t for key, t in self.tensors.items() if key.startswith(name + ".")
-        }
+        found = {key: tensor for key, tensor in self.tensors.items() if key.startswith(name + ".")}
         if not found:
             layers = sorted({key.rpartition(".")[0] for key in self.tensors})
             raise ValueError(f"no layer {name!r} in the update: it has {', '.join(layers)}")
-        return found
+        return {key.removeprefix(name + "."): tensor for key, tensor in _finite(found).items()}
 
     def flat(self) -> Tensor:
-        """Return all tensors as one vector, in the order of the model's parameters."""
-        return torch.cat([tensor.flatten() for tensor in self.tensors.values()])
+        """Return all tensors as one vector, in the order of the model's parameters.
+
+        Raises
+        ------
+        ValueError
+            If one holds NaN or infinity.
+        """
+        return torch.cat([tensor.flatten() for tensor in _finite(self.tensors).values()])
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors; ValueError, naming the first that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        # A sum keeps NaN and infinity and takes an eighth of the time; it can overflow, hence the second look.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"the update holds NaN or infinity in {name!r}: "
+                "lower the client's learning rate, or check its inputs"
+            )
+    return tensors
 
 
 def aggregate(updates: Sequence[Update]) -> Update:
@@ -157,7 +170,7 @@ def aggregate(updates: Sequence[Update]) -> Update:
     Raises
     ------
     ValueError
-        If there is none, or they differ in kind or names.
+        If there is none, they differ in kind or names, or one holds NaN or infinity.
 
     References
     ----------
@@ -169,6 +182,8 @@ def aggregate(updates: Sequence[Update]) -> Update:
     for update in updates:
         if update.kind != first.kind or update.tensors.keys() != first.tensors.keys():
             raise ValueError("all updates must be of one kind and of one model")
+    for update in updates:
+        _finite(update.tensors)
     samples = sum(update.samples for update in updates)
     tensors = {
         name: torch.stack([u.tensors[name] * (u.samples / samples) for u in updates]).sum(0)
@@ -190,12 +205,18 @@ def apply(model: nn.Module, update: Update, *, learning_rate: float = 1.0) -> nn
     learning_rate
         The server's step size, positive.
 
+    Raises
+    ------
+    ValueError
+        If the update is of another architecture, or holds NaN or infinity; the model is then unchanged.
+
     References
     ----------
     McMahan et al. 2017, Sec. 2 (FedSGD) and Alg. 1 (FedAvg).
     """
     update.check(model)
+    tensors = _finite(update.tensors)
     step = -learning_rate if update.kind == "gradient" else learning_rate
     for name, parameter in model.named_parameters():
-        parameter.add_(update.tensors[name], alpha=step)
+        parameter.add_(tensors[name], alpha=step)
     return model

@@ -74,8 +74,36 @@ def test_the_model_is_left_as_it_was(batch):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fedsgd(model, *batch)
     fedavg(model, *batch, learning_rate=0.1, batch_size=10)
+    with pytest.raises(ValueError, match="loss is nan"):
+        fedsgd(model, batch[0] * torch.nan, batch[1])
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_frozen_parameters_stay(batch):
+    model = models.build("lenet", SHAPE, classes=5)
+    whole = fedsgd(model, *batch)
+    model[0].requires_grad_(False)
+    update, delta = fedsgd(model, *batch), fedavg(model, *batch, learning_rate=0.1, batch_size=10)
+    for name in whole.tensors:
+        frozen = name.startswith("0.")
+        assert torch.equal(update.tensors[name], whole.tensors[name] * (not frozen)), name
+        assert (delta.tensors[name] == 0).all() == frozen, name
+
+
+def test_microbatches_add_up_where_parameters_share_a_gradient():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return x + (self.first + self.second)
+
+    images, labels = torch.rand(6, 3, dtype=torch.float64), torch.arange(6) % 3
+    whole, parts = (fedsgd(Sum().double(), images, labels, microbatch=size) for size in (6, 2))
+    assert torch.allclose(whole.flat(), parts.flat(), atol=1e-12)
 
 
 def test_memory_does_not_grow_with_the_batch():
@@ -123,7 +151,7 @@ def test_bad_input(batch):
     with pytest.raises(ValueError, match="set microbatch to 20"):
         fedsgd(model.train(), images, labels, microbatch=8)
     fedavg(model.train(), images, labels, learning_rate=0.1, batch_size=8, microbatch=8)
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match=r"loss is (nan|inf): lower its learning rate"):
         fedavg(models.build("mlp", SHAPE, classes=5), images, labels, learning_rate=1e30, batch_size=4)
 
 
@@ -139,8 +167,7 @@ def test_the_gpu_gives_the_same_update(batch):
 def test_the_client_follows_the_models_device(batch):
     """Device independence, shown on torch's meta device: nothing may fall back to the CPU."""
     model = models.build("lenet", SHAPE, classes=5).to("meta")
-    from gradleak_lib.federated.clients import _gradient, _state
+    from gradleak_lib.federated.clients import _gradient
 
-    parameters, buffers = _state(model)
-    gradient = _gradient(model, parameters, buffers, *batch, nn.functional.cross_entropy, 8)
-    assert all(tensor.device.type == "meta" for tensor in gradient.values())
+    gradient, loss = _gradient(model, *batch, nn.functional.cross_entropy, 8)
+    assert all(tensor.device.type == "meta" for tensor in (*gradient.values(), loss))

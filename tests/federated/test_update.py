@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradleak_lib import models
-from gradleak_lib.federated import Update, aggregate, fedsgd
+from gradleak_lib.federated import Update, aggregate, apply, fedsgd
 
 SHAPE = (3, 9, 9)
 
@@ -50,10 +50,21 @@ def test_the_first_mismatch_is_named(model, update):
             Update.from_tensors(model, given, kind="gradient", samples=4)
 
 
-def test_nan_and_infinity_are_refused(update):
-    for bad in (float("nan"), float("inf")):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_are_refused_by_whatever_reads_them(model, update, bad):
+    tensors = dict(update.tensors) | {"0.bias": torch.tensor([bad, 0.0])}
+    broken = Update(tensors, "gradient", 4)
+    before = [parameter.clone() for parameter in model.parameters()]
+    for read in (
+        lambda: broken.layer("0"),
+        broken.flat,
+        lambda: aggregate([update, broken]),
+        lambda: apply(model, broken),
+        lambda: Update.from_tensors(model, tensors, kind="gradient", samples=4),
+    ):
         with pytest.raises(ValueError, match=r"NaN or infinity in '0\.bias'"):
-            Update(dict(update.tensors) | {"0.bias": torch.tensor([bad, 0.0])}, "gradient", 4)
+            read()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_an_update_is_frozen(update):
