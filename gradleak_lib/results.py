@@ -1,5 +1,6 @@
 """Where numbers come from, and numbers that were recorded where the data was."""
 
+import functools
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ def provenance(*, device: str | torch.device, seed: int) -> dict[str, str]:
     }
 
 
+@functools.cache  # the code that was loaded, though a file be recorded meanwhile
 def commit() -> str:
     """Short id of the commit of this clone, marked where files have changed since; "unknown" outside git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
