@@ -12,7 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 Cost = Callable[[Tensor, Tensor], Tensor]
 
-# Above this PSNR no 8-bit value of an image differs: the largest possible error is 0.255 of a grey level.
+# Above this PSNR the root mean square error is below 0.255 of a grey level.
 EXACT_DB = 60.0
 
 
