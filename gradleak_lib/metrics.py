@@ -89,7 +89,8 @@ def lpips(network: Any) -> Cost:
     Returns
     -------
     Cost
-        From ``[R, 3, H, W]`` and ``[N, 3, H, W]`` in [0, 1] to float64 ``[R, N]``, at least 0.
+        From ``[R, 3, H, W]`` and ``[N, 3, H, W]`` in [0, 1], as large as the network needs them (AlexNet: 32
+        pixels), to float64 ``[R, N]``, at least 0.
 
     References
     ----------
@@ -128,12 +129,17 @@ def match(reconstructions: Tensor, originals: Tensor, *, cost: Cost = negative_p
     originals
         ``[N, ...]``.
     cost
-        What each pair costs: from ``[R, ...]`` and ``[N, ...]`` to ``[R, N]``.
+        What each pair costs: from ``[R, ...]`` and ``[N, ...]`` to ``[R, N]``, finite.
 
     Returns
     -------
     Tensor
         int64 ``[N]``: for each original the index of its reconstruction, -1 where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the costs are of another shape or not finite.
 
     References
     ----------
@@ -145,7 +151,14 @@ def match(reconstructions: Tensor, originals: Tensor, *, cost: Cost = negative_p
         )
     partner = torch.full((len(originals),), -1)
     if len(reconstructions):
-        rows, columns = linear_sum_assignment(cost(reconstructions, originals).cpu().numpy())
+        costs = cost(reconstructions, originals).detach().cpu()
+        if costs.shape != (len(reconstructions), len(originals)):
+            raise ValueError(
+                f"the cost of {len(reconstructions)} x {len(originals)} pairs has shape {tuple(costs.shape)}"
+            )
+        if not costs.isfinite().all():
+            raise ValueError("the costs hold NaN or infinity: check the reconstructions for them")
+        rows, columns = linear_sum_assignment(costs.numpy())
         partner[torch.from_numpy(columns)] = torch.from_numpy(rows)
     return partner
 

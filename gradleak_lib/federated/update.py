@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ class Update:
         Raises
         ------
         ValueError
-            Naming the first tensor that is missing, unknown, of another shape, or holds NaN or infinity.
+            Naming the first tensor that is missing, unknown, of another shape, or holds NaN, infinity, or no
+            floating-point numbers.
         """
         sent: Any = tensors
         if isinstance(tensors, str | Path):
@@ -103,8 +105,12 @@ class Update:
             if name not in parameters and name not in state:
                 raise ValueError(f"the model has no parameter {name!r}")
         kept = {name: torch.as_tensor(sent[name]) for name in parameters if name in sent}
-        update = cls(_finite(kept), kind, samples, local_steps, learning_rate)
+        update = cls(kept, kind, samples, local_steps, learning_rate)
         update.check(model)
+        for name, tensor in kept.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name!r} must hold floating-point numbers, got {tensor.dtype}")
+        check_finite(kept)
         return update
 
     def check(self, model: nn.Module) -> None:
@@ -134,21 +140,23 @@ class Update:
         if not found:
             layers = sorted({key.rpartition(".")[0] for key in self.tensors})
             raise ValueError(f"no layer {name!r} in the update: it has {', '.join(layers)}")
-        return {key.removeprefix(name + "."): tensor for key, tensor in _finite(found).items()}
+        check_finite(found)
+        return {key.removeprefix(name + "."): tensor for key, tensor in found.items()}
 
     def flat(self) -> Tensor:
-        """Return all tensors as one vector, in the order of the model's parameters.
+        """Return all tensors as one vector, in their order here; clients keep that of the model's parameters.
 
         Raises
         ------
         ValueError
             If one holds NaN or infinity.
         """
-        return torch.cat([tensor.flatten() for tensor in _finite(self.tensors).values()])
+        check_finite(self.tensors)
+        return torch.cat([tensor.flatten() for tensor in self.tensors.values()])
 
 
-def _finite(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the tensors; ValueError, naming the first that holds NaN or infinity."""
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the first tensor that holds NaN or infinity, if one does."""
     for name, tensor in tensors.items():
         # A sum keeps NaN and infinity and takes an eighth of the time; it can overflow, hence the second look.
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
@@ -156,7 +164,6 @@ def _finite(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
                 f"the update holds NaN or infinity in {name!r}: "
                 "lower the client's learning rate, or check its inputs"
             )
-    return tensors
 
 
 def aggregate(updates: Sequence[Update]) -> Update:
@@ -183,7 +190,7 @@ def aggregate(updates: Sequence[Update]) -> Update:
         if update.kind != first.kind or update.tensors.keys() != first.tensors.keys():
             raise ValueError("all updates must be of one kind and of one model")
     for update in updates:
-        _finite(update.tensors)
+        check_finite(update.tensors)
     samples = sum(update.samples for update in updates)
     tensors = {
         name: torch.stack([u.tensors[name] * (u.samples / samples) for u in updates]).sum(0)
@@ -203,19 +210,23 @@ def apply(model: nn.Module, update: Update, *, learning_rate: float = 1.0) -> nn
     update
         Usually from `aggregate`.
     learning_rate
-        The server's step size, positive.
+        The server's step size, positive and finite.
 
     Raises
     ------
     ValueError
-        If the update is of another architecture, or holds NaN or infinity; the model is then unchanged.
+        If the learning rate is out of range, or the update is of another architecture or holds NaN or infinity in
+        the model's dtype. The model is then unchanged.
 
     References
     ----------
     McMahan et al. 2017, Sec. 2 (FedSGD) and Alg. 1 (FedAvg).
     """
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     update.check(model)
-    tensors = _finite(update.tensors)
+    tensors = {name: update.tensors[name].to(parameter) for name, parameter in model.named_parameters()}
+    check_finite(tensors)
     step = -learning_rate if update.kind == "gradient" else learning_rate
     for name, parameter in model.named_parameters():
         parameter.add_(tensors[name], alpha=step)

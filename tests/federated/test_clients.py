@@ -74,7 +74,7 @@ def test_the_model_is_left_as_it_was(batch):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fedsgd(model, *batch)
     fedavg(model, *batch, learning_rate=0.1, batch_size=10)
-    with pytest.raises(ValueError, match="loss is nan"):
+    with pytest.raises(ValueError, match="NaN or infinity"):
         fedsgd(model, batch[0] * torch.nan, batch[1])
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -92,18 +92,74 @@ def test_frozen_parameters_stay(batch):
         assert (delta.tensors[name] == 0).all() == frozen, name
 
 
-def test_microbatches_add_up_where_parameters_share_a_gradient():
-    class Sum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+class Odd(nn.Module):
+    """What people write: views, shared gradients, unused and expanded parameters, buffers, dropout, attributes."""
 
-        def forward(self, x):
-            return x + (self.first + self.second)
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 10 * 10, 5)
+        self.norm = nn.BatchNorm2d(4)
+        self.first, self.second = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
+        self.total, self.unused = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2))
+        self.register_buffer("calls", torch.zeros(()))
 
-    images, labels = torch.rand(6, 3, dtype=torch.float64), torch.arange(6) % 3
-    whole, parts = (fedsgd(Sum().double(), images, labels, microbatch=size) for size in (6, 2))
-    assert torch.allclose(whole.flat(), parts.flat(), atol=1e-12)
+    def forward(self, x):
+        self.calls += 1
+        self.features = self.norm(self.convolution(x)).relu()
+        drop = nn.functional.dropout(self.features, 0.3, self.training)
+        return self.head(drop.view(len(x), -1)) + (self.first + self.second) + self.total.sum()
+
+
+@pytest.mark.parametrize(("training", "microbatch"), [(False, 20), (False, 8), (True, 20)])
+def test_any_model_will_do(batch, training, microbatch):
+    model = Odd().double().train(training)
+    images, labels = batch
+    plain = copy.deepcopy(model)
+    torch.manual_seed(0)
+    loss = nn.functional.cross_entropy(plain(images.double()), labels)
+    expected = torch.autograd.grad(loss, list(plain.parameters()), materialize_grads=True)
+    graph = nn.functional.cross_entropy(model(images.double()), labels)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        update = fedsgd(model, images, labels, microbatch=microbatch)
+    for (name, tensor), gradient in zip(update.tensors.items(), expected, strict=True):
+        assert torch.allclose(tensor, gradient, atol=1e-12), name
+        tensor.mul_(2)  # in place: no other tensor may change, and every entry just once
+        assert torch.allclose(tensor, 2 * gradient, atol=1e-12), name
+    torch.manual_seed(0)
+    delta = fedavg(model, images, labels, learning_rate=0.1, batch_size=20, microbatch=microbatch)
+    for (name, tensor), gradient in zip(delta.tensors.items(), expected, strict=True):
+        assert torch.allclose(tensor, -0.1 * gradient, atol=1e-12), name
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    torch.autograd.grad(graph, list(model.parameters()), allow_unused=True)  # the caller's graph still stands
+
+
+def test_a_wrapped_forward_trains_the_same_parameters(batch):
+    model = models.build("mlp", SHAPE, classes=5).double()
+    inner = model.forward
+    model.forward = lambda x: inner(2 * x - 1)
+    gradient = fedsgd(model, *batch).flat()
+    delta = fedavg(model, *batch, learning_rate=0.5, batch_size=20).flat()
+    assert gradient.norm() > 0
+    assert torch.allclose(delta, -0.5 * gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [0, 19])
+def test_nan_in_one_microbatch_is_refused(batch, bad):
+    images = batch[0].clone()
+    images[bad] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity in '1\.weight'"):
+        fedsgd(models.build("linear", SHAPE, classes=5), images, batch[1], microbatch=4)
+
+
+def test_batch_norm_without_running_statistics_needs_the_whole_batch(batch):
+    model = nn.Sequential(
+        nn.BatchNorm2d(3, track_running_stats=False), models.build("linear", SHAPE, classes=5)
+    )
+    with pytest.raises(ValueError, match="set microbatch to 20"):
+        fedsgd(model.eval(), *batch, microbatch=8)
 
 
 def test_memory_does_not_grow_with_the_batch():
@@ -151,7 +207,11 @@ def test_bad_input(batch):
     with pytest.raises(ValueError, match="set microbatch to 20"):
         fedsgd(model.train(), images, labels, microbatch=8)
     fedavg(model.train(), images, labels, learning_rate=0.1, batch_size=8, microbatch=8)
-    with pytest.raises(ValueError, match=r"loss is (nan|inf): lower its learning rate"):
+    with pytest.raises(ValueError, match=r"every parameter .* is frozen"):
+        fedsgd(models.build("mlp", SHAPE, classes=5).requires_grad_(False), images, labels)
+    with pytest.raises(ValueError, match="learning_rate must be positive and finite"):
+        fedavg(model, images, labels, learning_rate=float("inf"), batch_size=4)
+    with pytest.raises(ValueError, match=r"NaN or infinity in .*: lower the client's learning rate"):
         fedavg(models.build("mlp", SHAPE, classes=5), images, labels, learning_rate=1e30, batch_size=4)
 
 
@@ -167,7 +227,7 @@ def test_the_gpu_gives_the_same_update(batch):
 def test_the_client_follows_the_models_device(batch):
     """Device independence, shown on torch's meta device: nothing may fall back to the CPU."""
     model = models.build("lenet", SHAPE, classes=5).to("meta")
-    from gradleak_lib.federated.clients import _gradient
+    from gradleak_lib.federated.clients import _gradient, _state
 
-    gradient, loss = _gradient(model, *batch, nn.functional.cross_entropy, 8)
+    gradient, loss = _gradient(model, *_state(model), *batch, nn.functional.cross_entropy, 8)
     assert all(tensor.device.type == "meta" for tensor in (*gradient.values(), loss))

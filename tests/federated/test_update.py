@@ -67,6 +67,27 @@ def test_nan_and_infinity_are_refused_by_whatever_reads_them(model, update, bad)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_finite_values_whose_sum_overflows_are_read():
+    large = torch.full((4,), 3e38)
+    assert torch.equal(Update({"w": large}, "gradient", 1).flat(), large)
+
+
+def test_apply_writes_all_or_nothing(model, update):
+    before = [parameter.clone() for parameter in model.parameters()]
+    last = list(update.tensors)[-1]
+    too_large = dict(update.tensors) | {
+        last: torch.full_like(update.tensors[last], 1e300, dtype=torch.float64)
+    }
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        apply(model, Update(too_large, "gradient", 4))
+    with pytest.raises(ValueError, match="learning_rate"):
+        apply(model, update, learning_rate=float("nan"))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    whole = {name: tensor.long() for name, tensor in update.tensors.items()}
+    with pytest.raises(ValueError, match="floating-point"):
+        Update.from_tensors(model, whole, kind="gradient", samples=4)
+
+
 def test_an_update_is_frozen(update):
     with pytest.raises(AttributeError):
         update.samples = 5
