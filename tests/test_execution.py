@@ -254,7 +254,8 @@ def test_an_interrupt_ends_the_kernel_and_leaves_nothing_half_written(root, tmp_
         """,
     )
     script = (
-        "import sys, pathlib; from gradleak_lib import chapters, execution;"
+        "import signal, sys, pathlib; from gradleak_lib import chapters, execution;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
         "execution.run_all(chapters.plan([], {}, root=pathlib.Path(sys.argv[1])))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(root)], stderr=subprocess.PIPE)
