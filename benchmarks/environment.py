@@ -1,4 +1,4 @@
-"""An environment that holds gradleak and the library it is compared with, and that the book never sees."""
+"""Environments that hold gradleak and a library it is compared with, and that the book never sees."""
 
 import hashlib
 import importlib.metadata
@@ -6,17 +6,58 @@ import os
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "benchmarks" / ".venv"
-PEER = "breaching==0.1.2"
 
 
-def enter() -> None:
+@dataclass(frozen=True)
+class Peer:
+    """A library to be compared with.
+
+    Parameters
+    ----------
+    pin
+        What pip installs, ``name==version``; extras may follow the name.
+    folder
+        Name of its environment's folder, beside this file.
+    agrees
+        Whether it runs with all versions of ``constraints.txt``; otherwise only those of torch and torchvision hold.
+    """
+
+    pin: str
+    folder: str
+    agrees: bool = True
+
+    @property
+    def path(self) -> Path:
+        """Where the environment is."""
+        return ROOT / "benchmarks" / self.folder
+
+    def here(self) -> bool:
+        """Whether the running interpreter has it."""
+        name, version = self.pin.split("==")
+        try:
+            return importlib.metadata.version(name.partition("[")[0]) == version
+        except importlib.metadata.PackageNotFoundError:
+            return False
+
+
+BREACHING = Peer("breaching==0.1.2", ".venv")
+# Flower wants older versions of rich and typer. 1.42.0 wants a newer certifi than some mirrors have.
+FLOWER = Peer("flwr[simulation]==1.41.0", ".venv-flower", agrees=False)
+
+
+def one_thread() -> None:
+    """Go on in one thread: call this before anything imports torch."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def enter(peer: Peer = BREACHING) -> None:
     """Go on in one thread, in an environment with the peer: call this before anything imports torch.
 
-    Where the running interpreter lacks the peer, make ``benchmarks/.venv`` if need be and start the script
+    Where the running interpreter lacks the peer, make its environment if need be and start the script
     again in it, with the same arguments; this call then does not return.
 
     Raises
@@ -24,38 +65,34 @@ def enter() -> None:
     RuntimeError
         If the environment has just been made and still lacks the peer.
     """
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    if _has_peer():
+    one_thread()
+    if peer.here():
         return
-    if Path(sys.prefix).resolve() == FOLDER:
-        raise RuntimeError(f"{FOLDER} lacks {PEER}: remove the folder and start again")
-    python = _make()
+    if Path(sys.prefix).resolve() == peer.path:
+        raise RuntimeError(f"{peer.path} lacks {peer.pin}: remove the folder and start again")
+    python = make(peer)
     os.execv(python, [str(python), *sys.argv])
 
 
-def _has_peer() -> bool:
-    name, version = PEER.split("==")
-    try:
-        return importlib.metadata.version(name) == version
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def _make() -> Path:
+def make(peer: Peer) -> Path:
     """Make the environment unless a finished one of the same pins is there; return its interpreter."""
-    python = FOLDER / ("Scripts" if os.name == "nt" else "bin") / "python"
+    python = peer.path / ("Scripts" if os.name == "nt" else "bin") / "python"
     constraints = ROOT / "constraints.txt"
-    pins = constraints.read_bytes() + PEER.encode()
-    stamp, wanted = FOLDER / "installed", hashlib.sha256(pins).hexdigest()
+    lines = constraints.read_text().splitlines()
+    torch, torchvision = (
+        next(line for line in lines if line.startswith(f"{name}==")) for name in ("torch", "torchvision")
+    )
+    wishes = ["-c", str(constraints)] if peer.agrees else [torch, torchvision]
+    pins = constraints.read_bytes() if peer.agrees else f"{torch} {torchvision} ".encode()
+    stamp, wanted = peer.path / "installed", hashlib.sha256(pins + peer.pin.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"Making {FOLDER} for {PEER}", flush=True)
-    venv.create(FOLDER, clear=True, with_pip=True)
-    torch = next(line for line in constraints.read_text().splitlines() if line.startswith("torch=="))
+    print(f"Making {peer.path} for {peer.pin}", flush=True)
+    venv.create(peer.path, clear=True, with_pip=True)
     # torch comes first and alone: given a choice, pip would take another build together with the rest.
-    for wishes in ([torch], ["-c", str(constraints), "-e", str(ROOT), PEER]):
+    for what in ([torch], [*wishes, "-e", str(ROOT), peer.pin]):
         install = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--progress-bar", "off"]
-        subprocess.run([str(python), *install, *wishes], check=True)
+        subprocess.run([str(python), *install, *what], check=True)
     # Written last: an environment that was interrupted is made again.
     stamp.write_text(wanted)
     return python

@@ -1,13 +1,16 @@
 """The networks of the papers, built untrained from a seed."""
 
+import copy
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-NAMES = ("linear", "mlp", "lenet", "convnet", "resnet20", "resnet18", "mobilenet-v2")
+NAMES = ("linear", "mlp", "cnn", "lenet", "convnet", "resnet20", "resnet18", "mobilenet-v2", "nplm")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -25,22 +28,28 @@ def build(
     Parameters
     ----------
     name
-        One of `NAMES`. ``linear``: one fully connected layer. ``mlp``: two hidden layers with ReLU.
-        ``lenet``: the sigmoid LeNet of the gradient-inversion literature. ``convnet``: eight convolutions with
-        batch norm. ``resnet20``: He's ResNet for CIFAR. ``resnet18``, ``mobilenet-v2``: torchvision's.
+        One of `NAMES`. ``linear``: one fully connected layer. ``mlp``: two hidden layers with ReLU. ``cnn``: two
+        3x3 convolutions with ReLU and max pooling, and two fully connected layers (``conv1``, ``conv2``, ``fc1``,
+        ``fc2``). ``lenet``: the sigmoid LeNet of the gradient-inversion literature. ``convnet``: eight
+        convolutions with batch norm. ``resnet20``: He's ResNet for CIFAR. ``resnet18``, ``mobilenet-v2``:
+        torchvision's, the latter as a chain of its stages. ``nplm``: the neural probabilistic language model, next
+        word from a window of words (``embedding``, ``hidden``, ``output``).
     shape
-        Shape of one input without the batch dimension: ``(C, H, W)``; any shape for ``linear`` and ``mlp``.
+        Shape of one input without the batch dimension: ``(C, H, W)``; any shape for ``linear`` and ``mlp``;
+        ``(words,)`` for ``nplm``.
     classes
         Number of outputs, at least 1.
     seed
         Seed of the initial weights. The global random state is left as it was.
     width
-        Hidden units of ``mlp`` (default 256), first-layer channels of ``convnet`` (default 64).
+        Hidden units of ``mlp`` (default 256), first-layer channels of ``convnet`` (default 64) and ``cnn`` (16),
+        units of the embedding and the hidden layer of ``nplm`` (32).
 
     Returns
     -------
     nn.Module
-        The network in evaluation mode, on the CPU, in float32. Inputs are expected in [0, 1].
+        The network in evaluation mode, on the CPU, in float32. Inputs are expected in [0, 1]; those of ``nplm``
+        are int64 word numbers from 0 to ``classes``, the highest for unknown words.
 
     Raises
     ------
@@ -50,14 +59,16 @@ def build(
     References
     ----------
     Zhu et al. 2019, Deep Leakage from Gradients (LeNet). Geiping et al. 2020, Sec. 5 (ConvNet). He et al. 2016,
-    Sec. 4.2 (ResNet-20).
+    Sec. 4.2 (ResNet-20). Bengio et al. 2003 (nplm, without its direct connections).
     """
     if name not in NAMES:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(NAMES)}")
     if classes < 1:
         raise ValueError(f"classes must be at least 1, got {classes}")
     shape = tuple(shape)
-    if name not in ("linear", "mlp") and len(shape) != 3:
+    if name == "nplm" and len(shape) != 1:
+        raise ValueError(f"nplm takes windows of shape (words,), got shape {shape}")
+    if name not in ("linear", "mlp", "nplm") and len(shape) != 3:
         raise ValueError(f"{name} takes images of shape (C, H, W), got shape {shape}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,6 +91,10 @@ def _construct(name: str, shape: tuple[int, ...], classes: int, width: int | Non
                 nn.ReLU(),
                 nn.Linear(hidden, classes),
             )
+        case "cnn":
+            return _cnn(shape, classes, width or 16)
+        case "nplm":
+            return _nplm(shape[0], classes, width or 32)
         case "lenet":
             return _lenet(shape, classes)
         case "convnet":
@@ -95,7 +110,43 @@ def _construct(name: str, shape: tuple[int, ...], classes: int, width: int | Non
             mobilenet = torchvision.models.mobilenet_v2(num_classes=classes)
             if shape[0] != 3:
                 mobilenet.features[0][0] = nn.Conv2d(shape[0], 32, 3, stride=2, padding=1, bias=False)
-            return mobilenet
+            stages = {
+                "features": mobilenet.features,
+                "pool": nn.AdaptiveAvgPool2d(1),
+                "flatten": nn.Flatten(),
+            }
+            return nn.Sequential(OrderedDict(stages | {"classifier": mobilenet.classifier}))
+
+
+def _cnn(shape: tuple[int, ...], classes: int, width: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each max-pooled by 2, and two linear layers."""
+    if min(shape[1:]) < 4:
+        raise ValueError(f"cnn takes images of 4x4 or larger, got {shape[1]}x{shape[2]}")
+    layers = OrderedDict(
+        conv1=nn.Conv2d(shape[0], width, 3, padding=1),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(width, 2 * width, 3, padding=1),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(2 * width * (shape[1] // 4) * (shape[2] // 4), 4 * width),
+        relu3=nn.ReLU(),
+        fc2=nn.Linear(4 * width, classes),
+    )
+    return nn.Sequential(layers)
+
+
+def _nplm(words: int, classes: int, width: int) -> nn.Sequential:
+    """Embedding of each word of a window, one hidden layer with tanh, and a score for each next word."""
+    layers = OrderedDict(
+        embedding=nn.Embedding(classes + 1, width),
+        flatten=nn.Flatten(),
+        hidden=nn.Linear(words * width, width),
+        tanh=nn.Tanh(),
+        output=nn.Linear(width, classes),
+    )
+    return nn.Sequential(layers)
 
 
 def _lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -167,3 +218,49 @@ class ResNet20(nn.Module):
         x = self.bn1(self.conv1(x)).relu()
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean(dim=(2, 3)))
+
+
+def last_layer(model: nn.Module) -> str:
+    """Name of the last linear layer, which most attacks on labels and users look at.
+
+    Raises
+    ------
+    ValueError
+        If the model has no linear layer.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("the model has no linear layer")
+    return linear[-1]
+
+
+def with_new_head(model: nn.Module, *, classes: int, seed: int = 0) -> nn.Module:
+    """Return a copy of a trained network with a new, untrained last linear layer.
+
+    Parameters
+    ----------
+    model
+        A network built by `build`.
+    classes
+        Outputs of the new layer, at least 1.
+    seed
+        Seed of its weights.
+
+    Raises
+    ------
+    ValueError
+        If the model has no linear layer, or is one itself, or ``classes`` is out of range.
+    """
+    name = last_layer(model)
+    if not name or classes < 1:
+        raise ValueError(
+            f"the model must have a last layer and classes be at least 1, got {name!r}, {classes}"
+        )
+    old = cast(nn.Linear, model.get_submodule(name))
+    adapted = copy.deepcopy(model)
+    parent, _, child = name.rpartition(".")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    setattr(adapted.get_submodule(parent), child, head.to(old.weight).train(old.training))
+    return adapted

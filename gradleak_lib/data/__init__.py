@@ -1,19 +1,36 @@
-"""Named data sets as plain records: images or table rows in [0, 1], with labels and class names."""
+"""Named data sets as plain records: images, table rows, and users with their devices."""
 
 from gradleak_lib.data.datasets import NAMES, fetch, load
+from gradleak_lib.data.flickr import open_images, pipa
 from gradleak_lib.data.images import ImageDataset
 from gradleak_lib.data.root import CorruptData, MissingData, data_root
+from gradleak_lib.data.scenes import digit_scenes
 from gradleak_lib.data.tabular import TABLES, TabularDataset, load_tabular
+from gradleak_lib.data.texts import blogs, shakespeare, yelp
+from gradleak_lib.data.users import ClientData, Population, UserDataset, hold_out, split_clients
+from gradleak_lib.data.writers import mnist_writers
 
 __all__ = [
     "NAMES",
     "TABLES",
+    "ClientData",
     "CorruptData",
     "ImageDataset",
     "MissingData",
+    "Population",
     "TabularDataset",
+    "UserDataset",
+    "blogs",
     "data_root",
+    "digit_scenes",
     "fetch",
+    "hold_out",
     "load",
     "load_tabular",
+    "mnist_writers",
+    "open_images",
+    "pipa",
+    "shakespeare",
+    "split_clients",
+    "yelp",
 ]

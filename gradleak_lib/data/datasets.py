@@ -13,6 +13,7 @@ from gradleak_lib.data.photos import MAX_SIZE, load_photos
 from gradleak_lib.data.root import data_root
 from gradleak_lib.data.tabular import TABLES, fetch_adult
 from gradleak_lib.data.torchvision_sets import SETS, fetch_set, read_set
+from gradleak_lib.data.writers import fetch_writers
 
 NAMES = ("photos", "digits", *SETS)
 SPLITS = ("train", "test")
@@ -96,7 +97,8 @@ def fetch(name: str, *, root: str | os.PathLike[str] | None = None) -> Path:
     Parameters
     ----------
     name
-        ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"`` or ``"adult"``.
+        ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"``, ``"adult"``, or ``"qmnist"``: MNIST
+        with the writers of its digits.
     root
         Data root; None: see `data_root`.
 
@@ -117,10 +119,12 @@ def fetch(name: str, *, root: str | os.PathLike[str] | None = None) -> Path:
         fetch_set(name, folder)
     elif name == "adult":
         fetch_adult(folder)
+    elif name == "qmnist":
+        fetch_writers(folder)
     elif name in NAMES or name in TABLES:
         raise ValueError(f"name={name!r}: these data come with gradleak and need no download")
     else:
-        raise ValueError(f"name={name!r}: it must be one of {', '.join(SETS)}, adult")
+        raise ValueError(f"name={name!r}: it must be one of {', '.join(SETS)}, adult, qmnist")
     return folder
 
 

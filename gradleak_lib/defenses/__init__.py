@@ -1,5 +1,12 @@
-"""What a client does to its update before it is sent: functions ``Update -> Update``."""
+"""What a client does against attacks: to its data before it trains, or to its update before it is sent."""
 
-from gradleak_lib.defenses.noise import laplacian_noise
+from gradleak_lib.defenses.background import add_background, add_background_mode, replace_with_background
+from gradleak_lib.defenses.noise import gaussian_noise, laplacian_noise
 
-__all__ = ["laplacian_noise"]
+__all__ = [
+    "add_background",
+    "add_background_mode",
+    "gaussian_noise",
+    "laplacian_noise",
+    "replace_with_background",
+]

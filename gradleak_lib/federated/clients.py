@@ -52,8 +52,7 @@ def fedsgd(
     McMahan et al. 2017, Sec. 2 (FedSGD).
     """
     _check_batch(model, images, labels, microbatch, step=len(images))
-    parameters, buffers = _state(model)
-    gradient, mean_loss = _gradient(model, parameters, buffers, images, labels, loss, microbatch)
+    gradient, mean_loss = _Learner(model, loss, microbatch).gradient(images, labels)
     if not mean_loss.isfinite():
         check_finite(gradient)
     return Update(gradient, "gradient", len(images))
@@ -101,8 +100,8 @@ def fedavg(
             f"got {learning_rate}, {batch_size}, {epochs}"
         )
     _check_batch(model, images, labels, microbatch, step=batch_size)
-    received, buffers = _state(model)
-    current = received
+    learner = _Learner(model, loss, microbatch)
+    received = dict(learner.parameters)
     steps = 0
     for _ in range(epochs):
         order = (
@@ -111,70 +110,79 @@ def fedavg(
             else torch.randperm(len(images), generator=generator)
         )
         for batch in order.split(batch_size):
-            gradient, _ = _gradient(model, current, buffers, images[batch], labels[batch], loss, microbatch)
-            current = {name: current[name] - learning_rate * gradient[name] for name in current}
+            learner.descend(images[batch], labels[batch], learning_rate)
             steps += 1
-    delta = {name: current[name] - received[name] for name in received}
+    delta = {name: learner.parameters[name] - received[name] for name in received}
     check_finite(delta)
     return Update(delta, "delta", len(images), steps, learning_rate)
 
 
-def _state(model: nn.Module) -> tuple[State, State]:
-    """Detached parameters, and copies of the buffers that batch norm may write to."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return parameters, {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+class _Learner:
+    """Parameters and buffers that a client works with, beside a model that is left as it was."""
 
+    def __init__(self, model: nn.Module, loss: Loss, microbatch: int) -> None:
+        self.model, self.loss, self.microbatch = model, loss, microbatch
+        self.parameters = {name: value.detach() for name, value in model.named_parameters()}
+        # Copies: batch norm may write to them.
+        self.buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+        self.trained = [name for name, value in model.named_parameters() if value.requires_grad]
+        if not self.trained:
+            raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+        self.first = self.parameters[self.trained[0]]
+        # On the CPU, this layout takes a ResNet-18 a few percent less time at 32 pixels and a third less at 224.
+        self.channels_last = self.first.device.type == "cpu" and any(
+            isinstance(module, nn.Conv2d) for module in model.modules()
+        )
 
-def _gradient(
-    model: nn.Module,
-    parameters: State,
-    buffers: State,
-    images: Tensor,
-    labels: Tensor,
-    loss: Loss,
-    microbatch: int,
-) -> tuple[State, Tensor]:
-    """Gradient of the mean loss at these parameters, zero for frozen ones, and that loss."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
-    first = parameters[trained[0]]
-    # On the CPU, this layout takes a ResNet-18 a few percent less time at 32 pixels and a third less at 224.
-    channels_last = (
-        images.ndim == 4
-        and first.device.type == "cpu"
-        and any(isinstance(module, nn.Conv2d) for module in model.modules())
-    )
+    def gradient(self, images: Tensor, labels: Tensor) -> tuple[State, Tensor]:
+        """Gradient of the mean loss, zero for frozen parameters, and that loss."""
+        gradient: State = {}
+        total = torch.zeros((), device=self.first.device)
+        parts = zip(images.split(self.microbatch), labels.split(self.microbatch), strict=True)
+        for part_images, part_labels in parts:
+            part, added = self._differentiate(part_images, part_labels, len(images))
+            total = total + part
+            _add(gradient, self.trained, added)
+        return {
+            name: gradient[name] if name in gradient else torch.zeros_like(value)
+            for name, value in self.parameters.items()
+        }, total
 
-    def differentiate(inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
-        leaves = {name: value.detach() for name, value in parameters.items()}
-        wanted = [leaves[name].requires_grad_() for name in trained]
-        with torch.enable_grad():
-            outputs = functional_call(model, (leaves, buffers), (inputs,))
-            part = loss(outputs, targets, reduction="sum") / len(images)
-        return part.detach(), list(torch.autograd.grad(part, wanted, materialize_grads=True))
+    def descend(self, images: Tensor, labels: Tensor, learning_rate: float) -> None:
+        """Take one step of gradient descent on the mean loss of a batch."""
+        stepped = [self.parameters[name] for name in self.trained]
+        parts = zip(images.split(self.microbatch), labels.split(self.microbatch), strict=True)
+        for part_images, part_labels in parts:
+            _, gradient = self._differentiate(part_images, part_labels, len(images))
+            stepped = [
+                torch.add(value, g, alpha=-learning_rate) for value, g in zip(stepped, gradient, strict=True)
+            ]
+        self.parameters |= zip(self.trained, stepped, strict=True)
 
-    gradient: State = {}
-    total = torch.zeros((), device=first.device)
-    for part_images, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
-        inputs = part_images.to(first) if part_images.is_floating_point() else part_images.to(first.device)
-        targets = part_labels.to(first.device)
+    def _differentiate(self, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+        """Sum of the losses over ``count``, and its gradient by the trained parameters."""
+        inputs = images.to(self.first) if images.is_floating_point() else images.to(self.first.device)
+        targets = labels.to(self.first.device)
+        if not (self.channels_last and images.ndim == 4):
+            return self._backward(inputs.contiguous(), targets, count)
         random_state = torch.get_rng_state()
         try:
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            part, added = differentiate(inputs.contiguous(memory_format=layout), targets)
+            return self._backward(inputs.contiguous(memory_format=torch.channels_last), targets, count)
         except RuntimeError as error:
-            if not channels_last or "view size is not compatible" not in str(error):
+            if "view size is not compatible" not in str(error):
                 raise
             # A model that views the output of a convolution as a vector cannot take this layout.
-            channels_last = False
+            self.channels_last = False
             torch.set_rng_state(random_state)
-            part, added = differentiate(inputs.contiguous(), targets)
-        total = total + part
-        _add(gradient, trained, added)
-    frozen = {name: torch.zeros_like(value) for name, value in parameters.items() if name not in gradient}
-    everything = gradient | frozen
-    return {name: everything[name] for name in parameters}, total
+            return self._backward(inputs.contiguous(), targets, count)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+        leaves = {name: value.detach() for name, value in self.parameters.items()}
+        wanted = [leaves[name].requires_grad_() for name in self.trained]
+        with torch.enable_grad():
+            outputs = functional_call(self.model, (leaves, self.buffers), (inputs,))
+            part = self.loss(outputs, targets, reduction="sum") / count
+        return part.detach(), list(torch.autograd.grad(part, wanted, materialize_grads=True))
 
 
 def _add(gradient: State, names: list[str], added: list[Tensor]) -> None:

@@ -227,7 +227,7 @@ def test_the_gpu_gives_the_same_update(batch):
 def test_the_client_follows_the_models_device(batch):
     """Device independence, shown on torch's meta device: nothing may fall back to the CPU."""
     model = models.build("lenet", SHAPE, classes=5).to("meta")
-    from gradleak_lib.federated.clients import _gradient, _state
+    from gradleak_lib.federated.clients import _Learner
 
-    gradient, loss = _gradient(model, *_state(model), *batch, nn.functional.cross_entropy, 8)
+    gradient, loss = _Learner(model, nn.functional.cross_entropy, 8).gradient(*batch)
     assert all(tensor.device.type == "meta" for tensor in (*gradient.values(), loss))

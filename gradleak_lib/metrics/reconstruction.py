@@ -1,4 +1,4 @@
-"""How bad a leak is: scores of reconstructions against the originals, which only the evaluator has."""
+"""How close reconstructions come to the originals."""
 
 import math
 from collections.abc import Callable

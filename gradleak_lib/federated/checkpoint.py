@@ -1,0 +1,150 @@
+"""A federated training on disk, in parts, each whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradleak_lib.data.users import ClientData
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rounds: ``start`` up to, not including, ``end``.
+
+    Parameters
+    ----------
+    start, end
+        Rounds from 0.
+    cohorts
+        For each round int64 ``[M]``, who trained.
+    updates
+        By parameter name, for each round ``[M, ...]``, what was observed.
+    tracked
+        The numbers that were followed.
+    """
+
+    start: int
+    end: int
+    cohorts: tuple[Tensor, ...]
+    updates: Mapping[str, tuple[Tensor, ...]]
+    tracked: tuple[float, ...]
+
+    def then(self, chosen: Tensor, updates: Mapping[str, Tensor], tracked: tuple[float, ...]) -> Part:
+        """Return the part with one more round."""
+        longer = {name: (*self.updates.get(name, ()), value) for name, value in updates.items()}
+        return Part(self.start, self.end + 1, (*self.cohorts, chosen), longer, self.tracked + tracked)
+
+    @staticmethod
+    def joined(parts: Sequence[Part]) -> Part:
+        """Return several parts, one after the other, as one."""
+        names = {name: None for part in parts for name in part.updates}
+        return Part(
+            parts[0].start,
+            parts[-1].end,
+            tuple(chosen for part in parts for chosen in part.cohorts),
+            {name: tuple(value for part in parts for value in part.updates.get(name, ())) for name in names},
+            tuple(value for part in parts for value in part.tracked),
+        )
+
+
+def fingerprint(model: nn.Module, clients: ClientData, settings: Mapping[str, Any]) -> str:
+    """Hash of all that a run depends on: first model, data, who holds them, settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    # Layers without parameters, which parameters are trained, and modes are not in the state.
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    training = [name for name, module in model.named_modules() if module.training]
+    digest.update(repr((repr(model), trained, training)).encode())
+    tensors = [*model.state_dict().values(), clients.data.inputs, clients.data.targets, *clients.rows]
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:
+    """Write a part, with the model's trained parameters after it, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "key": key,
+        "start": part.start,
+        "end": part.end,
+        "cohorts": part.cohorts,
+        "updates": dict(part.updates),
+        "tracked": part.tracked,
+        "parameters": {n: value.detach() for n, value in model.named_parameters() if value.requires_grad},
+    }
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / f"rounds-{part.start:06d}-{part.end:06d}.pt")
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
+    """Read the parts of a run that lie in a folder, and set the model to where they end.
+
+    Parameters
+    ----------
+    folder
+        Need not exist.
+    key
+        The run's fingerprint.
+    model
+        Its trained parameters are set in place.
+    rounds
+        Rounds of the run; parts after them are not read.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run, or a file is damaged.
+    """
+    parts: list[Part] = []
+    parameters = dict(model.named_parameters())
+    for stray in folder.glob(".part-*"):  # what a killed run was writing
+        stray.unlink(missing_ok=True)
+    for path in sorted(folder.glob("rounds-[0-9]*-[0-9]*.pt"), key=_longest_first):
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile("checksum")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            found, values = content.pop("key"), content.pop("parameters")
+            part = Part(**content)
+        except Exception as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}): remove it and all later ones, and start again"
+            ) from error
+        if found != key:
+            raise ValueError(
+                f"{folder} holds the checkpoint of another run (other data, model, seed or settings): "
+                "remove the folder, or name another one"
+            )
+        if part.start != (parts[-1].end if parts else 0) or part.end > rounds:
+            continue  # of a run with other rounds, or another interval
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+        parts.append(part)
+    return parts
+
+
+def _longest_first(path: Path) -> tuple[int, int]:
+    start, end = path.stem.split("-")[1:]
+    return int(start), -int(end)

@@ -1,0 +1,272 @@
+"""Many clients' local training: one after the other, or all at once, with the same updates."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from gradleak_lib.data.users import ClientData
+from gradleak_lib.federated.clients import Loss, fedavg
+from gradleak_lib.federated.frozen import draws_or_averages
+from gradleak_lib.federated.update import check_finite
+
+Engine = Literal["auto", "sequential", "vectorized", "compiled"]
+
+# Measured by benchmarks/federated.py: on a CPU, clients side by side win while a step is mostly overhead.
+_SMALL = 100_000
+# Numbers that the parameters of all clients of one pass may hold: about the last cache of a CPU; memory of a GPU.
+_CPU_BUDGET, _GPU_BUDGET = 2**22, 2**30
+
+
+def multilabel_loss(outputs: Tensor, targets: Tensor, *, reduction: str = "sum") -> Tensor:
+    """Binary cross-entropy of each label, averaged over the K labels.
+
+    Parameters
+    ----------
+    outputs
+        Logits ``[N, K]``.
+    targets
+        Multi-hot float ``[N, K]``.
+    reduction
+        ``"sum"`` over the samples, ``"mean"``, or ``"none"`` for ``[N]``.
+
+    References
+    ----------
+    Orekondy et al. 2018, Sec. 8.1.
+    """
+    targets = targets.to(outputs.dtype)
+    losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(-1)
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction={reduction!r}: it must be sum, mean or none")
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
+
+
+def task_loss(targets: Tensor) -> Loss:
+    """`multilabel_loss` for multi-hot targets ``[N, K]``, cross-entropy for class indices ``[N]``."""
+    return multilabel_loss if targets.ndim == 2 else nn.functional.cross_entropy
+
+
+def choose_engine(model: nn.Module, engine: Engine = "auto") -> Engine:
+    """Return the engine that trains clients of this model; ``"auto"`` takes the faster one that fits.
+
+    Parameters
+    ----------
+    model
+        The model that the server sends out.
+    engine
+        ``"sequential"``: `fedavg`, client by client; any model. ``"vectorized"``: all clients side by side, for
+        models without batch norm or dropout in training mode. ``"compiled"``: that, compiled by torch, which takes
+        a minute and a C++ compiler, and pays for thousands of updates. ``"auto"``: vectorised on a GPU, and on a
+        CPU up to 100,000 trained parameters, where it was measured to be faster; else sequential.
+
+    Raises
+    ------
+    ValueError
+        If the engine is unknown, or the model does not fit it.
+    """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine={engine!r}: it must be one of {', '.join(get_args(Engine))}")
+    stateful = [name for name, module in model.named_modules() if draws_or_averages(module)]
+    if engine == "auto":
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        on_gpu = any(parameter.device.type != "cpu" for parameter in trained)
+        small = sum(parameter.numel() for parameter in trained) <= _SMALL
+        return "vectorized" if (small or on_gpu) and not stateful else "sequential"
+    if engine != "sequential" and stateful:
+        raise ValueError(
+            f"engine={engine!r} trains all clients in one pass, and {stateful[0]!r} works on the batch of one: "
+            "put it in evaluation mode, or take engine='sequential'"
+        )
+    return engine
+
+
+def local_updates(
+    model: nn.Module,
+    clients: ClientData,
+    chosen: Sequence[int],
+    *,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int = 1,
+    loss: Loss | None = None,
+    seeds: Sequence[int] | None = None,
+    engine: Engine = "auto",
+) -> dict[str, Tensor]:
+    """Local training of several clients from the same model.
+
+    Parameters
+    ----------
+    model
+        The model that the server sent; left as it was.
+    clients
+        Who holds what.
+    chosen
+        The M clients that train, at least one.
+    learning_rate, batch_size, epochs
+        As for `gradleak_lib.federated.fedavg`.
+    loss
+        As for `fedavg`, with ``reduction="none"`` as well; None: see `task_loss`.
+    seeds
+        For each chosen client the seed of the order of its samples; None keeps the order.
+    engine
+        See `choose_engine`. One seed gives the same updates in all of them, up to rounding.
+
+    Returns
+    -------
+    dict of Tensor
+        By trained parameter, ``[M, ...]``: parameters after local training minus the parameters received.
+
+    Raises
+    ------
+    ValueError
+        As for `fedavg` and `choose_engine`, or if nobody is chosen.
+
+    References
+    ----------
+    McMahan et al. 2017, Alg. 1 (ClientUpdate); Orekondy et al. 2018, Alg. 1.
+    """
+    if not len(chosen) or batch_size < 1 or epochs < 1 or not 0 < learning_rate < math.inf:
+        raise ValueError(
+            "chosen, batch_size and epochs must be 1 or more and learning_rate positive and finite, got "
+            f"{len(chosen)}, {batch_size}, {epochs}, {learning_rate}"
+        )
+    if seeds is not None and len(seeds) != len(chosen):
+        raise ValueError(f"seeds must be one for each chosen client, got {len(seeds)} for {len(chosen)}")
+    for client in chosen:
+        if len(clients.rows[client]) == 0:
+            raise ValueError(f"client {int(client)} holds no samples")
+    kind = choose_engine(model, engine)
+    loss = loss or task_loss(clients.data.targets)
+    generators: list[torch.Generator | None] = [None] * len(chosen)
+    if seeds is not None:
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    if kind == "sequential":
+        train = partial(_one_by_one, batch_size=batch_size, epochs=epochs)
+    else:
+        train = partial(_side_by_side, batch_size=batch_size, epochs=epochs, compiled=kind == "compiled")
+    return train(model, clients, list(chosen), generators, loss, learning_rate)
+
+
+def _one_by_one(
+    model: nn.Module,
+    clients: ClientData,
+    chosen: list[int],
+    generators: list[torch.Generator | None],
+    loss: Loss,
+    learning_rate: float,
+    *,
+    batch_size: int,
+    epochs: int,
+) -> dict[str, Tensor]:
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rows: list[dict[str, Tensor]] = []
+    with torch.random.fork_rng({value.device for value in model.parameters() if value.is_cuda}):
+        for client, generator in zip(chosen, generators, strict=True):
+            if generator is not None:
+                torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
+            update = fedavg(
+                model,
+                *clients.samples(client),
+                learning_rate=learning_rate,
+                batch_size=batch_size,
+                epochs=epochs,
+                generator=generator,
+                loss=loss,
+                microbatch=max(64, batch_size),
+            )
+            rows.append({name: update.tensors[name] for name in trained})
+    return {name: torch.stack([row[name] for row in rows]) for name in trained}
+
+
+def _side_by_side(
+    model: nn.Module,
+    clients: ClientData,
+    chosen: list[int],
+    generators: list[torch.Generator | None],
+    loss: Loss,
+    learning_rate: float,
+    *,
+    batch_size: int,
+    epochs: int,
+    compiled: bool,
+) -> dict[str, Tensor]:
+    received = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    if not received:
+        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    example = next(iter(received.values()))
+    device = example.device
+    step = _step(model, loss, compiled)
+    # Clients with as many steps side by side: the others would wait for the longest.
+    order = sorted(range(len(chosen)), key=lambda place: len(clients.rows[chosen[place]]))
+    budget = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
+    width = max(1, budget // sum(value.numel() for value in received.values()))
+    result = {name: value.new_empty(len(chosen), *value.shape) for name, value in received.items()}
+    for first in range(0, len(order), width):
+        places = order[first : first + width]
+        rows, weights = _batches(
+            [clients.rows[chosen[place]] for place in places],
+            [generators[place] for place in places],
+            batch_size=batch_size,
+            epochs=epochs,
+        )
+        current = {name: value.expand(len(places), *value.shape).clone() for name, value in received.items()}
+        for rows_now, weights_now in zip(rows, weights, strict=True):
+            inputs, targets = (
+                tensor[rows_now.to(tensor.device)].to(device)
+                for tensor in (clients.data.inputs, clients.data.targets)
+            )
+            inputs = inputs.to(example) if inputs.is_floating_point() else inputs
+            current = step(current, inputs, targets, weights_now.to(example), learning_rate)
+        for name, value in received.items():
+            result[name][places] = current[name] - value
+    check_finite(result)
+    return result
+
+
+def _step(model: nn.Module, loss: Loss, compiled: bool) -> Callable[..., dict[str, Tensor]]:
+    """One step of gradient descent of all clients at once."""
+    fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
+    fixed |= {name: value.detach() for name, value in model.named_buffers()}
+
+    def weighted_loss(parameters: Any, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        outputs = functional_call(model, parameters | fixed, (inputs,))
+        losses = loss(outputs, targets, reduction="none")
+        # A loss with several numbers for a sample counts their sum, as with reduction="sum".
+        return (losses.reshape(len(weights), -1).sum(1) * weights).sum()
+
+    gradients = vmap(grad(weighted_loss))
+
+    def step(
+        parameters: Any, inputs: Tensor, targets: Tensor, weights: Tensor, learning_rate: float
+    ) -> dict[str, Tensor]:
+        gradient = gradients(parameters, inputs, targets, weights)
+        return {
+            name: torch.add(value, gradient[name], alpha=-learning_rate) for name, value in parameters.items()
+        }
+
+    return torch.compile(step, dynamic=False) if compiled else step
+
+
+def _batches(
+    held: list[Tensor], generators: list[torch.Generator | None], *, batch_size: int, epochs: int
+) -> tuple[Tensor, Tensor]:
+    """Rows ``[steps, M, B]`` of each client's batches, and the weight of each sample in the mean of its batch.
+
+    A client that has fewer samples repeats its first one with a weight of zero.
+    """
+    per_epoch = [-(-len(rows) // batch_size) for rows in held]
+    steps = epochs * max(per_epoch)
+    batch = min(batch_size, max(map(len, held)))
+    rows = torch.stack([own[0].expand(steps, batch) for own in held], dim=1).contiguous()
+    weights = torch.zeros(steps, len(held), batch, dtype=torch.float64)
+    for client, (own, generator) in enumerate(zip(held, generators, strict=True)):
+        for epoch in range(epochs):
+            order = own if generator is None else own[torch.randperm(len(own), generator=generator)]
+            for number, part in enumerate(order.split(batch_size), start=epoch * per_epoch[client]):
+                rows[number, client, : len(part)] = part
+                weights[number, client, : len(part)] = 1 / len(part)
+    return rows, weights

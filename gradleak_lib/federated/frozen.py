@@ -1,0 +1,107 @@
+"""The frozen start of a network: computed once per sample, instead of at every step of every client."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gradleak_lib.data.users import ClientData
+
+
+def train_only(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """Freeze every parameter but those of some layers, in place.
+
+    Parameters
+    ----------
+    model
+        Any network; changed and returned.
+    layers
+        Names of layers or blocks, such as ``("features.18", "classifier")``.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no parameters.
+    """
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
+    for layer in layers:
+        if not any(name.startswith(f"{layer}.") for name, _ in model.named_parameters()):
+            raise ValueError(f"no layer {layer!r} with parameters: see model.named_parameters()")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(f"{layer}." for layer in layers)))
+    return model
+
+
+def split_frozen(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """Cut a chain of layers in front of its first trained parameter.
+
+    Parameters
+    ----------
+    model
+        A network; nested ``nn.Sequential`` are cut inside, other modules are left whole.
+
+    Returns
+    -------
+    tuple
+        The frozen start (None if nothing is frozen there, or it works on the statistics of a batch), and the rest,
+        whose parameters keep their names. One after the other, they compute what the model does; they share its
+        parameters.
+    """
+    if not _is_chain(model):
+        return None, model
+    start: OrderedDict[str, nn.Module] = OrderedDict()
+    rest: OrderedDict[str, nn.Module] = OrderedDict()
+    # Not named_children(), which leaves a module out where it stands for the second time.
+    for name, child in cast(dict[str, nn.Module], model._modules).items():
+        if rest or _trains(child):
+            inner, tail = (None, child) if rest else split_frozen(child)
+            if inner is not None:
+                start[name] = inner
+            rest[name] = tail
+        elif any(draws_or_averages(module) for module in child.modules()):
+            return None, model
+        else:
+            start[name] = child
+    if not any(list(child.parameters()) for child in start.values()):
+        return None, model
+    return nn.Sequential(start), nn.Sequential(rest)
+
+
+@torch.no_grad()
+def cached(start: nn.Module, clients: ClientData, *, batch: int = 256) -> ClientData:
+    """Replace the inputs of all clients by what the frozen start makes of them, on its device.
+
+    Parameters
+    ----------
+    start
+        From `split_frozen`.
+    clients
+        Who holds what.
+    batch
+        Samples per pass.
+    """
+    first = next(start.parameters())
+    inputs: list[Tensor] = [
+        start(part.to(first) if part.is_floating_point() else part.to(first.device))
+        for part in clients.data.inputs.split(batch)
+    ]
+    return replace(clients, data=replace(clients.data, inputs=torch.cat(inputs)))
+
+
+def draws_or_averages(module: nn.Module) -> bool:
+    """Whether a layer draws at random, or works on the statistics of the batch, in its present mode."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.training or module.running_mean is None
+    return module.training and isinstance(module, nn.modules.dropout._DropoutNd)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether a module only calls its children one after the other."""
+    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return plain and not ("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)

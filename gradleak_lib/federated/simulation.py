@@ -1,0 +1,305 @@
+"""Federated averaging over many rounds, with every client's update observed."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gradleak_lib.data.users import ClientData
+from gradleak_lib.federated import checkpoint as saved
+from gradleak_lib.federated.clients import Loss
+from gradleak_lib.federated.engines import Engine, choose_engine, local_updates, task_loss
+from gradleak_lib.federated.frozen import cached, split_frozen
+from gradleak_lib.federated.update import Update
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a server, or whoever reads its traffic, has seen.
+
+    Parameters
+    ----------
+    tensors
+        By parameter name ``[N, ...]``, on the CPU: the observed part of each of N updates, in the order of arrival.
+    clients
+        int64 ``[N]``: which client sent it.
+    users
+        int64 ``[N]``: whose client that is. The attacker knows it for the clients that it trains on; for the others
+        it is what the evaluation asks for.
+    devices
+        int64 ``[N]``: 0 for a user's first client, 1 for the second.
+    rounds
+        int64 ``[N]``: round of the update, from 0.
+    samples
+        int64 ``[N]``: number of samples behind it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    clients: Tensor
+    users: Tensor
+    devices: Tensor
+    rounds: Tensor
+    samples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def subset(self, indices: Tensor) -> "Observations":
+        """Return the updates at ``indices`` (int64 ``[M]`` or bool ``[N]``)."""
+        return Observations(
+            {name: value[indices] for name, value in self.tensors.items()},
+            *(getattr(self, field)[indices] for field in _FIELDS),
+        )
+
+    def keep(self, layer: str) -> "Observations":
+        """Return the same updates with the part of one layer only."""
+        return replace(self, tensors={name: self.tensors[name] for name in self._of(layer)})
+
+    def layer(self, name: str | None = None) -> Tensor:
+        """One layer's part of all updates, as float ``[N, D]`` on the CPU; None: everything that was observed.
+
+        Raises
+        ------
+        ValueError
+            If that layer was not observed.
+        """
+        found = [self.tensors[key] for key in self._of(name)]
+        return torch.cat([value.flatten(1) for value in found], dim=1).cpu()
+
+    def _of(self, layer: str | None) -> list[str]:
+        names = [name for name in self.tensors if layer is None or name == layer or _inside(name, layer)]
+        if not names:
+            what = "nothing" if layer is None else f"no layer {layer!r}"
+            raise ValueError(f"{what} was observed here: there are {', '.join(self.tensors) or 'no tensors'}")
+        return names
+
+    def update(self, index: int, *, learning_rate: float | None = None) -> Update:
+        """One update by its place, with the observed tensors only."""
+        tensors = {name: value[index] for name, value in self.tensors.items()}
+        return Update(tensors, "delta", int(self.samples[index]), learning_rate=learning_rate)
+
+
+_FIELDS = ("clients", "users", "devices", "rounds", "samples")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What came of a federated training.
+
+    Parameters
+    ----------
+    model
+        The global model after the last round, in the mode of the one that was given.
+    observed
+        The updates of all rounds.
+    tracked
+        ``track(model)`` before the first round and after every round; empty without it.
+    """
+
+    model: nn.Module
+    observed: Observations
+    tracked: tuple[float, ...]
+
+
+def cohort(number: int, clients: int, *, fraction: float, seed: int = 0) -> Tensor:
+    """Clients that train in one round.
+
+    The clients are shuffled and cut into groups of ``max(1, fraction * clients)``; when all groups have had their
+    round, they are shuffled anew. So every client sends equally many updates, as the attacks' data sets need it.
+
+    Parameters
+    ----------
+    number
+        The round, from 0.
+    clients
+        How many there are, K.
+    fraction
+        C, in (0, 1].
+    seed
+        Seed, 0 or more.
+
+    Returns
+    -------
+    Tensor
+        int64 numbers of clients; the last group of a shuffle may be smaller.
+
+    References
+    ----------
+    Orekondy et al. 2018, Alg. 1 and Sec. 6 ("each client produces an equal number of updates").
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    if number < 0 or clients < 1:
+        raise ValueError(f"number must be 0 or more and clients 1 or more, got {number}, {clients}")
+    size = max(1, int(fraction * clients + 1e-9))
+    groups = -(-clients // size)
+    order = np.random.default_rng([seed, number // groups]).permutation(clients)
+    return torch.from_numpy(order[number % groups * size :][:size].copy())
+
+
+def simulate(
+    model: nn.Module,
+    clients: ClientData,
+    *,
+    rounds: int,
+    learning_rate: float,
+    fraction: float = 0.1,
+    batch_size: int = 8,
+    epochs: int = 1,
+    loss: Loss | None = None,
+    observe: Sequence[str] | None = None,
+    engine: Engine = "auto",
+    seed: int = 0,
+    defense: Callable[[int], Callable[[Update], Update]] | None = None,
+    track: Callable[[nn.Module], float] | None = None,
+    checkpoint: str | Path | None = None,
+    every: int = 10,
+    progress: bool = False,
+) -> Simulation:
+    """Federated averaging (Algorithm 1 of the paper), with every sampled client's update observed.
+
+    Clients are stateless: each starts from the global model of its round. Buffers, such as the statistics of batch
+    norm, stay those of the model that is given. Layers in front of the first trained parameter of a chain are
+    computed once per sample.
+
+    Parameters
+    ----------
+    model
+        The first global model; left as it was. Its device is used.
+    clients
+        Who holds what, K clients.
+    rounds
+        Rounds T, at least 1. With ``fraction=0.1``, every client trains once in ten rounds.
+    learning_rate, batch_size, epochs, loss, engine
+        As for `gradleak_lib.federated.local_updates`; the paper's B is 8, E is 1.
+    fraction
+        Share C of the clients that train in a round, in (0, 1].
+    observe
+        Names of the layers (or parameters) whose updates are kept; None: all trained ones; empty: none.
+    seed
+        Seed of the cohorts, of the order of each client's samples and of the defense.
+    defense
+        From a seed, which differs for every round and client, to what the client does to its update before sending
+        it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense from another.
+    track
+        A number to follow, such as the loss on some data, from the global model.
+    checkpoint
+        A folder to save to every so many rounds (``every``) and to go on from; the result is the same bit for bit.
+    progress
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, a layer of ``observe`` is unknown or frozen, the training diverges, or the
+        checkpoint is of another run.
+
+    References
+    ----------
+    McMahan et al. 2017, Alg. 1; Orekondy et al. 2018, Alg. 1 (weights: samples of the sampled clients).
+    """
+    if rounds < 1 or every < 1:
+        raise ValueError(f"rounds and every must be 1 or more, got {rounds}, {every}")
+    loss = loss or task_loss(clients.data.targets)
+    whole = copy.deepcopy(model)
+    start, trained = split_frozen(whole)
+    kept = _kept(trained, observe)
+    options: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size, "epochs": epochs}
+    kind = choose_engine(trained, engine)
+    parts: list[saved.Part] = []
+    if checkpoint is not None:
+        settings = options | {
+            "fraction": fraction,
+            "seed": seed,
+            "kept": kept,
+            "engine": kind,
+            "loss": getattr(loss, "__name__", "loss"),
+            "defended": defense is not None,
+            "tracked": track is not None,
+        }
+        key = saved.fingerprint(whole, clients, settings)
+        parts = saved.load(Path(checkpoint), key, trained, rounds)
+    if start is not None:
+        clients = cached(start, clients)
+    done = parts[-1].end if parts else 0
+    current = saved.Part(done, done, (), {}, ())
+    if not parts:
+        current = saved.Part(0, 0, (), {}, _followed(track, whole))
+    for number in tqdm(range(done, rounds), initial=done, total=rounds, unit="round", disable=not progress):
+        chosen = cohort(number, len(clients), fraction=fraction, seed=seed)
+        seeds = [_seed(seed, number, client) for client in chosen.tolist()]
+        updates = local_updates(
+            trained, clients, chosen.tolist(), loss=loss, seeds=seeds, engine=kind, **options
+        )
+        if defense is not None:
+            updates = _defended(updates, clients.counts[chosen], [defense(value) for value in seeds])
+        _average(trained, updates, clients.counts[chosen])
+        seen = {name: updates[name].cpu() for name in kept}
+        current = current.then(chosen, seen, _followed(track, whole))
+        if checkpoint is not None and (current.end - current.start == every or number == rounds - 1):
+            saved.save(Path(checkpoint), key, current, trained)
+            parts.append(current)
+            current = saved.Part(current.end, current.end, (), {}, ())
+    everything = saved.Part.joined([*parts, current])
+    return Simulation(whole, _observations(everything, clients, kept), everything.tracked)
+
+
+def _seed(seed: int, number: int, client: int) -> int:
+    return int(np.random.SeedSequence([seed, number, client]).generate_state(1)[0])
+
+
+def _followed(track: Callable[[nn.Module], float] | None, model: nn.Module) -> tuple[float, ...]:
+    """The number to follow; of a copy, since whoever measures may put the model into another mode."""
+    return () if track is None else (float(track(copy.deepcopy(model))),)
+
+
+def _inside(parameter: str, layer: str) -> bool:
+    return parameter.startswith(f"{layer}.")
+
+
+def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    if not trained:
+        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    if observe is None:
+        return trained
+    observe = (observe,) if isinstance(observe, str) else observe
+    for layer in observe:
+        if not any(name == layer or _inside(name, layer) for name in trained):
+            raise ValueError(
+                f"observe={layer!r}: no trained layer of that name; there are {', '.join(trained)}"
+            )
+    return [name for name in trained if any(name == layer or _inside(name, layer) for layer in observe)]
+
+
+def _defended(
+    updates: Mapping[str, Tensor], samples: Tensor, defenses: Sequence[Callable[[Update], Update]]
+) -> dict[str, Tensor]:
+    sent = [
+        defense(Update({name: value[row] for name, value in updates.items()}, "delta", int(samples[row])))
+        for row, defense in enumerate(defenses)
+    ]
+    return {name: torch.stack([update.tensors[name] for update in sent]) for name in updates}
+
+
+@torch.no_grad()
+def _average(model: nn.Module, updates: Mapping[str, Tensor], samples: Tensor) -> None:
+    """Add the mean update, weighted by samples."""
+    parameters = dict(model.named_parameters())
+    for name, update in updates.items():
+        weights = (samples.double() / samples.sum()).to(update)
+        parameters[name].add_(torch.tensordot(weights, update, dims=1))
+
+
+def _observations(part: saved.Part, clients: ClientData, kept: list[str]) -> Observations:
+    who = torch.cat(part.cohorts)
+    sizes = torch.tensor([len(chosen) for chosen in part.cohorts])
+    rounds = torch.arange(len(sizes)).repeat_interleave(sizes)
+    tensors = {name: torch.cat(part.updates[name]) for name in kept}
+    return Observations(tensors, who, clients.users[who], clients.devices[who], rounds, clients.counts[who])
