@@ -77,7 +77,7 @@ lab: install $(if $(filter .venv,$(VENV)),$(LAB))
 
 clean:
 	rm -rf _build book/chapters book/_static/vendor build .mypy_cache .pytest_cache .ruff_cache *.egg-info
-	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './benchmarks/.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './benchmarks/.venv*' -prune -exec rm -rf {} +
 
 # With VENV=$$CONDA_PREFIX the environment is yours; nothing is installed into it.
 install: $(if $(filter .venv,$(VENV)),$(INSTALLED))

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+# Nothing is sent anywhere, and nothing is written to the home folder.
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ["FLWR_HOME"] = os.path.join(sys.prefix, "flower")
 
 import plain
 import psutil
@@ -90,7 +92,6 @@ def main(settings: dict[str, Any]) -> None:
 
     @server.main()
     def serve(grid: Grid, context: Context) -> None:
-        grid.pull_interval = 0.01  # it asks every 0.1 s whether the answers are there, and sleeps in between
         arrays = ArrayRecord(case.model(torch.device("cpu")).state_dict())
         strategy.start(grid=grid, initial_arrays=arrays, num_rounds=settings["rounds"])
 

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -15,6 +17,7 @@ def test_the_example_recovers_images(capsys):
     assert 25 < int(capsys.readouterr().out.split()[0]) < 55
 
 
-def test_the_headline_is_the_recorded_one():
-    record = json.loads((ROOT / "results" / "cpu" / "rtf-claims.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("paper", ["rtf", "lnk"])
+def test_the_headline_is_the_recorded_one(paper):
+    record = json.loads((ROOT / "results" / "cpu" / f"{paper}-claims.json").read_text(encoding="utf-8"))
     assert f"Of {record['values']['headline']}." in " ".join(README.split())

@@ -17,6 +17,7 @@ ATTACKS: tuple[str, ...] = get_args(Attack)
 Array = NDArray[np.float32]
 
 _BATCH, _EPOCHS, _PATIENCE, _VALIDATION = 32, 300, 20, 0.1
+_ENOUGH, _STEPS = 5, 2000
 
 
 def features(observed: Observations, layer: str | None = None) -> Array:
@@ -48,7 +49,7 @@ def features(observed: Observations, layer: str | None = None) -> Array:
         raise ValueError("an update holds NaN or infinity: leave it out, or lower the clients' learning rate")
     # Not scikit-learn's normalize, which leaves what is shorter than a millionth as it is.
     lengths = np.sqrt(np.einsum("nd,nd->n", flat, flat, dtype=np.float64)).astype(np.float32)
-    return flat / np.where(lengths == 0, 1, lengths)[:, None]
+    return (flat / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32, copy=False)
 
 
 def span(known: Array, unknown: Array) -> tuple[Array, Array]:
@@ -84,7 +85,8 @@ def identify(
         ``"chance"``: uniform random scores. ``"knn"``: shares among the ten nearest. ``"svm"``: distances to the
         planes of a linear support vector machine, one against the rest, C = 1. ``"mlp"``: log probabilities of a
         network with 128 hidden units, ReLU and dropout 0.2, trained by SGD (rate 0.01, momentum 0.9, batches of
-        32) until the loss on a tenth of the known updates has not fallen for 20 epochs, at most 300.
+        32) until the loss on a tenth of the known updates has not fallen for 20 epochs, at most 300. With fewer than
+        five known updates of a user nothing is held out, and the training takes 2,000 steps.
     known
         ``[N, D]``, from `features`.
     users
@@ -162,7 +164,7 @@ def train_siamese(
     users: ArrayLike,
     clients: ArrayLike,
     *,
-    epochs: int = 50,
+    epochs: int = 20,
     seed: int = 0,
 ) -> Callable[[Array, Array], NDArray[np.float64]]:
     """Learn from known updates to tell whether two updates come from one user.
@@ -278,36 +280,40 @@ def _mlp(
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = torch.from_numpy(known), torch.from_numpy(place)
     order = torch.randperm(len(inputs), generator=generator)
-    held = max(1, round(_VALIDATION * len(order)))
+    # Holding out the only updates of some users would teach the network that they do not exist.
+    enough = np.bincount(place).min() >= _ENOUGH
+    held = round(_VALIDATION * len(order)) if enough else 0
     validation, training = order[:held], order[held:]
+    steps = -(-len(training) // _BATCH)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, classes)
         ).apply(_start_like_keras)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-        best, state, waited = float("inf"), network.state_dict(), 0
-        for _ in range(_EPOCHS):
-            network.train()
+        best, state, waited = float("inf"), None, 0
+        for _ in range(_EPOCHS if held else -(-_STEPS // steps)):
             shuffled = training[torch.randperm(len(training), generator=generator)]
             for batch in shuffled.split(_BATCH):
                 loss = nn.functional.cross_entropy(network(inputs[batch]), targets[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            network.eval()
+            if not held:
+                continue
             with torch.no_grad():
-                now = nn.functional.cross_entropy(network(inputs[validation]), targets[validation]).item()
+                outputs = network.eval()(inputs[validation])
+                now = nn.functional.cross_entropy(outputs, targets[validation]).item()
+            network.train()
+            waited += 1
             if now < best:
                 best, waited = now, 0
                 state = {name: value.clone() for name, value in network.state_dict().items()}
-            else:
-                waited += 1
             if waited >= _PATIENCE:
                 break
-    network.load_state_dict(state)
+    network.load_state_dict(state or network.state_dict())
     with torch.no_grad():
-        return network(torch.from_numpy(unknown)).log_softmax(1).double().numpy()
+        return network.eval()(torch.from_numpy(unknown)).log_softmax(1).double().numpy()
 
 
 def _start_like_keras(module: nn.Module) -> None:

@@ -72,7 +72,9 @@ def laplacian_noise(scale: float, *, seed: int = 0) -> UpdateDefense:
 def _additive(draw: Callable[[torch.Size, torch.Generator], Tensor], seed: int) -> UpdateDefense:
     def defense(update: Update) -> Update:
         generator = torch.Generator().manual_seed(seed)
-        noisy = {name: tensor + draw(tensor.shape, generator).to(tensor) for name, tensor in update.tensors.items()}
+        noisy = {
+            name: tensor + draw(tensor.shape, generator).to(tensor) for name, tensor in update.tensors.items()
+        }
         return replace(update, tensors=noisy)
 
     return defense

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -17,9 +18,9 @@ from gradleak_lib.federated.update import check_finite
 Engine = Literal["auto", "sequential", "vectorized", "compiled"]
 
 # Measured by benchmarks/federated.py: on a CPU, clients side by side win while a step is mostly overhead.
-_SMALL = 100_000
-# Numbers that the parameters of all clients of one pass may hold: about the last cache of a CPU; memory of a GPU.
-_CPU_BUDGET, _GPU_BUDGET = 2**22, 2**30
+_SMALL, _SEVERAL = 100_000, 4
+# Numbers that the parameters of all clients of one pass may hold. On a CPU: as measured, by whether it is compiled.
+_CPU_BUDGET, _GPU_BUDGET = {False: 2**21, True: 2**19}, 2**30
 
 
 def multilabel_loss(outputs: Tensor, targets: Tensor, *, reduction: str = "sum") -> Tensor:
@@ -50,7 +51,7 @@ def task_loss(targets: Tensor) -> Loss:
     return multilabel_loss if targets.ndim == 2 else nn.functional.cross_entropy
 
 
-def choose_engine(model: nn.Module, engine: Engine = "auto") -> Engine:
+def choose_engine(model: nn.Module, engine: Engine = "auto", *, clients: int = _SEVERAL) -> Engine:
     """Return the engine that trains clients of this model; ``"auto"`` takes the faster one that fits.
 
     Parameters
@@ -61,7 +62,10 @@ def choose_engine(model: nn.Module, engine: Engine = "auto") -> Engine:
         ``"sequential"``: `fedavg`, client by client; any model. ``"vectorized"``: all clients side by side, for
         models without batch norm or dropout in training mode. ``"compiled"``: that, compiled by torch, which takes
         a minute and a C++ compiler, and pays for thousands of updates. ``"auto"``: vectorised on a GPU, and on a
-        CPU up to 100,000 trained parameters, where it was measured to be faster; else sequential.
+        CPU for four clients or more of up to 100,000 trained parameters, where it was measured to be faster; else
+        sequential.
+    clients
+        How many train at once.
 
     Raises
     ------
@@ -75,7 +79,8 @@ def choose_engine(model: nn.Module, engine: Engine = "auto") -> Engine:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         on_gpu = any(parameter.device.type != "cpu" for parameter in trained)
         small = sum(parameter.numel() for parameter in trained) <= _SMALL
-        return "vectorized" if (small or on_gpu) and not stateful else "sequential"
+        worth = on_gpu or (small and clients >= _SEVERAL)
+        return "vectorized" if worth and not stateful else "sequential"
     if engine != "sequential" and stateful:
         raise ValueError(
             f"engine={engine!r} trains all clients in one pass, and {stateful[0]!r} works on the batch of one: "
@@ -139,7 +144,7 @@ def local_updates(
     for client in chosen:
         if len(clients.rows[client]) == 0:
             raise ValueError(f"client {int(client)} holds no samples")
-    kind = choose_engine(model, engine)
+    kind = choose_engine(model, engine, clients=len(chosen))
     loss = loss or task_loss(clients.data.targets)
     generators: list[torch.Generator | None] = [None] * len(chosen)
     if seeds is not None:
@@ -202,11 +207,10 @@ def _side_by_side(
     step = _step(model, loss, compiled)
     # Clients with as many steps side by side: the others would wait for the longest.
     order = sorted(range(len(chosen)), key=lambda place: len(clients.rows[chosen[place]]))
-    budget = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
+    budget = _CPU_BUDGET[compiled] if device.type == "cpu" else _GPU_BUDGET
     width = max(1, budget // sum(value.numel() for value in received.values()))
     result = {name: value.new_empty(len(chosen), *value.shape) for name, value in received.items()}
-    for first in range(0, len(order), width):
-        places = order[first : first + width]
+    for places in np.array_split(order, -(-len(order) // width)):
         rows, weights = _batches(
             [clients.rows[chosen[place]] for place in places],
             [generators[place] for place in places],

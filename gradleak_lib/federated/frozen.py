@@ -70,7 +70,7 @@ def split_frozen(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
 
 
 @torch.no_grad()
-def cached(start: nn.Module, clients: ClientData, *, batch: int = 256) -> ClientData:
+def cached(start: nn.Module, clients: ClientData, *, batch: int = 32) -> ClientData:
     """Replace the inputs of all clients by what the frozen start makes of them, on its device.
 
     Parameters
@@ -83,11 +83,20 @@ def cached(start: nn.Module, clients: ClientData, *, batch: int = 256) -> Client
         Samples per pass.
     """
     first = next(start.parameters())
-    inputs: list[Tensor] = [
-        start(part.to(first) if part.is_floating_point() else part.to(first.device))
-        for part in clients.data.inputs.split(batch)
-    ]
-    return replace(clients, data=replace(clients.data, inputs=torch.cat(inputs)))
+
+    def computed(part: Tensor) -> Tensor:
+        inputs = part.to(first) if part.is_floating_point() else part.to(first.device)
+        if part.ndim != 4 or first.device.type != "cpu":
+            return start(inputs)
+        try:  # on a CPU, this layout takes less than half of the time
+            return start(inputs.contiguous(memory_format=torch.channels_last)).contiguous()
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            return start(inputs)
+
+    inputs = torch.cat([computed(part) for part in clients.data.inputs.split(batch)])
+    return replace(clients, data=replace(clients.data, inputs=inputs))
 
 
 def draws_or_averages(module: nn.Module) -> bool:

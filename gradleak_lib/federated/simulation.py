@@ -211,7 +211,7 @@ def simulate(
     start, trained = split_frozen(whole)
     kept = _kept(trained, observe)
     options: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size, "epochs": epochs}
-    kind = choose_engine(trained, engine)
+    kind = choose_engine(trained, engine, clients=len(cohort(0, len(clients), fraction=fraction, seed=seed)))
     parts: list[saved.Part] = []
     if checkpoint is not None:
         settings = options | {

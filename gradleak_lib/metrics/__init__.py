@@ -1,6 +1,6 @@
 """How bad a leak is: scores that only the evaluator can compute, since only it has the originals."""
 
-from gradleak_lib.metrics.identification import (
+from gradleak_lib.metrics.linkability import (
     Identification,
     balanced_pairs,
     identification,
