@@ -99,6 +99,8 @@ class Race:
         By contestant, in the order of the calls: CPU seconds, or wall seconds on a GPU.
     wall
         Wall seconds of the same calls.
+    all_cores
+        Wall seconds of calls in as many threads as Flower has processes; empty without Flower.
     differences
         Relative differences between updates that should agree, by what was compared.
     flower, flower_cpu
@@ -108,6 +110,7 @@ class Race:
     clients: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
     wall: dict[str, list[float]] = field(default_factory=dict)
+    all_cores: dict[str, list[float]] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     flower: list[float] = field(default_factory=list)
     flower_cpu: list[float] = field(default_factory=list)
@@ -117,8 +120,8 @@ class Race:
         return ratio(self.seconds[PLAIN], self.seconds[name])
 
     def faster_than_flower(self, name: str) -> float:
-        """How many times faster than Flower, by the clock on the wall."""
-        return median(self.flower) / median(self.wall[name])
+        """How many times faster than Flower, by the clock on the wall, on as many cores."""
+        return median(self.flower) / median(self.all_cores[name])
 
     def amortised(self) -> list[float]:
         """Seconds of a round on the cache, with its share of one caching pass for `ROUNDS` rounds."""
@@ -218,6 +221,21 @@ def race_engines(case: plain.Case, repeats: int, device: torch.device, *, compil
     return race
 
 
+def race_flower(race: Race, case: plain.Case, repeats: int, cores: int, device: torch.device) -> None:
+    """Flower's rounds, and ours in as many threads as Flower has processes."""
+    race.flower, race.flower_cpu = flower_rounds(case, repeats, cores, str(device))
+    model, clients = case.model(device), client_data(case)
+    engines = [name for name in race.seconds if name != PLAIN]
+    calls = {name: partial(ours, model, clients, case, name) for name in engines}
+    torch.set_num_threads(cores)
+    for call in calls.values():
+        call()  # what was compiled for one thread is compiled again
+    together = Race(case.clients)
+    run(calls, together, repeats, device)
+    race.all_cores = together.wall
+    torch.set_num_threads(1)
+
+
 def race_frozen(case: plain.Case, repeats: int, device: torch.device) -> Race:
     """The last layers of a network, with the frozen ones computed at every step or once."""
     model, clients, race = case.model(device), client_data(case), Race(case.clients)
@@ -258,23 +276,21 @@ def flower_rounds(case: plain.Case, repeats: int, cores: int, device: str) -> li
 def report(case: plain.Case, race: Race, cores: int, device: torch.device) -> None:
     """Print the table of one case, and how far the updates are apart."""
     on_cpu = device.type == "cpu"
-    flower = {"wall": race.flower} | ({"CPU": race.flower_cpu} if on_cpu else {}) if race.flower else {}
-    header = f"{'ms per client':24}{'CPU' if on_cpu else 'wall':>8}{'wall':>8}{'x plain':>9}"
-    print(header + "".join(f"{f'x Flower, {clock}':>16}" for clock in flower))
-    for name in race.seconds:
-        mine = {"CPU": median(race.seconds[name]), "wall": median(race.wall[name])}
-        cpu, wall = (1e3 * value / race.clients for value in mine.values())
-        line = f"{name:24}{cpu:8.2f}{wall:8.2f}{race.faster(name):9.2f}"
-        print(line + "".join(f"{median(flower[clock]) / mine[clock]:16.2f}" for clock in flower))
-    if flower:
+    header = f"{'ms per client':24}{'CPU' if on_cpu else 'wall':>8}{'x plain':>9}"
+    print(header + (f"{f'wall, {cores} cores':>16}{'x Flower':>10}" if race.flower else ""))
+    for name, seconds in race.seconds.items():
+        line = f"{name:24}{1e3 * median(seconds) / race.clients:8.2f}{race.faster(name):9.2f}"
+        if name in race.all_cores:
+            wall = 1e3 * median(race.all_cores[name]) / race.clients
+            line += f"{wall:16.2f}{race.faster_than_flower(name):10.2f}"
+        print(line)
+    if race.flower:
         cpu, wall = (1e3 * median(part) / race.clients for part in (race.flower_cpu, race.flower))
-        print(f"{f'Flower, {cores} cores':24}{cpu:8.2f}{wall:8.2f}   (wall x cores: {wall * cores:.2f})")
+        print(f"{'Flower':24}{cpu:8.2f}{'':9}{wall:16.2f}")
     if CACHED in race.seconds:
         amortised = race.amortised()
-        print(
-            f"{f'one pass for {ROUNDS} rounds':24}{1e3 * median(amortised) / race.clients:8.2f}{'':8}"
-            f"{ratio(race.seconds[PLAIN], amortised):9.2f}"
-        )
+        name, cost = f"one pass for {ROUNDS} rounds", 1e3 * median(amortised) / race.clients
+        print(f"{name:24}{cost:8.2f}{ratio(race.seconds[PLAIN], amortised):9.2f}")
     apart = ", ".join(f"{name} {value:.0e}" for name, value in race.differences.items())
     print(f"Largest relative difference from sequential: {apart}", flush=True)
 
@@ -342,9 +358,7 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             race = race_engines(case, arguments.repeats, device, compiler=compiler)
             if not arguments.without_flower:
-                race.flower, race.flower_cpu = flower_rounds(
-                    case, arguments.repeats, arguments.flower_cores, arguments.device
-                )
+                race_flower(race, case, arguments.repeats, arguments.flower_cores, device)
             races[key] = race
         report(case, races[key], arguments.flower_cores, device)
     print()
