@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def compute_or_recall(
     chapter: str,
     device: str | torch.device,
     seed: int,
+    get: str | None = None,
     folder: Path = ROOT / "results",
 ) -> Result:
     """Run a section where its data is, and recall its recorded result where it is not.
@@ -109,6 +110,8 @@ def compute_or_recall(
         Whether the data was found.
     device, seed
         For the provenance.
+    get
+        How to get the data, for the command that repeats the result; None: ``gradleak data``.
     folder
         Where records lie.
 
@@ -121,7 +124,7 @@ def compute_or_recall(
         raise ValueError(f"name must consist of small letters, digits and -, got {name!r}")
     profile = os.environ.get("GRADLEAK_PROFILE", "cpu")
     path = folder / profile / f"{name}.json"
-    command = f"gradleak data {data} && gradleak run {chapter}"
+    command = f"{get or f'gradleak data {data}'} && gradleak run {chapter}"
     if available:
         source = provenance(device=device, seed=seed) | {"data": data, "command": command}
         result = Result(compute(), source, fresh=True)
@@ -132,7 +135,9 @@ def compute_or_recall(
         path = folder / "cpu" / path.name
     if not path.exists():
         raise FileNotFoundError(f"{data} was not found and {path.name} is not recorded: run {command}")
-    return Result(**json.loads(path.read_text(encoding="utf-8")))
+    recorded = Result(**json.loads(path.read_text(encoding="utf-8")))
+    # The command is today's: a record is older than the code that would repeat it.
+    return replace(recorded, provenance=recorded.provenance | {"command": command})
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -80,3 +80,14 @@ def test_provenance_names_the_commit_and_the_seed():
     assert source["seed"] == "3"
     assert source["device"].startswith("CPU")
     assert source["commit"]
+
+
+def test_a_recalled_result_says_how_to_repeat_it_today(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADLEAK_RECORD", "1")
+    options = {"data": "blogs", "chapter": "01", "device": "cpu", "seed": 0, "folder": tmp_path}
+    results.compute_or_recall("people", lambda: {"x": 1}, available=True, **options)
+    recalled = results.compute_or_recall(
+        "people", lambda: {}, available=False, get="export GRADLEAK_DATA=FOLDER", **options
+    )
+    assert recalled.values == {"x": 1}
+    assert "`export GRADLEAK_DATA=FOLDER && gradleak run 01`" in recalled.line()
