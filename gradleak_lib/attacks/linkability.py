@@ -17,7 +17,7 @@ ATTACKS: tuple[str, ...] = get_args(Attack)
 Array = NDArray[np.float32]
 
 _BATCH, _EPOCHS, _PATIENCE, _VALIDATION = 32, 300, 20, 0.1
-_ENOUGH, _STEPS = 5, 2000
+_ENOUGH, _STEPS = 5, 1000
 
 
 def features(observed: Observations, layer: str | None = None) -> Array:
@@ -86,7 +86,7 @@ def identify(
         planes of a linear support vector machine, one against the rest, C = 1. ``"mlp"``: log probabilities of a
         network with 128 hidden units, ReLU and dropout 0.2, trained by SGD (rate 0.01, momentum 0.9, batches of
         32) until the loss on a tenth of the known updates has not fallen for 20 epochs, at most 300. With fewer than
-        five known updates of a user nothing is held out, and the training takes 2,000 steps.
+        five known updates of a user nothing is held out, and the training takes 1,000 steps.
     known
         ``[N, D]``, from `features`.
     users
