@@ -240,8 +240,17 @@ def test_matching_ap():
 
 def test_bits_of_perfect_scores_are_all_there_are():
     owner, client = np.tile(np.arange(8), 10), np.arange(80)
+    all_but_the_doubt = np.log2(8 * (1 - 1 / 40) + 1 / 40)
     for scale in (1e-2, 1.0, 100.0):
-        assert identity_bits(scale * np.eye(8)[owner], owner, client) == pytest.approx(3, abs=0.01)
+        bits = identity_bits(scale * np.eye(8)[owner], owner, client)
+        assert bits == pytest.approx(all_but_the_doubt, abs=1e-3)
+
+
+def test_one_error_of_a_sure_attack_does_not_cost_all_bits():
+    owner, client = np.tile(np.arange(8), 10), np.arange(80)
+    scores = 100 * np.eye(8)[owner]
+    scores[0] = scores[1]
+    assert 2.7 < identity_bits(scores, owner, client) < 2.968
 
 
 def test_random_scores_carry_no_bits():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import softmax
 from sklearn.metrics import average_precision_score
 
 Array = NDArray[np.float64]
@@ -175,8 +175,9 @@ def identity_bits(scores: ArrayLike, users: ArrayLike, clients: ArrayLike) -> fl
     """How many bits of its user's identity one update carries, at least.
 
     The scores become probabilities by a softmax at the temperature that suits the *other* half of the clients (two
-    folds). The bits are ``log2 U`` minus the mean of ``-log2 P[true user]``: a lower bound, in expectation, of the
-    mutual information of user and update, when users are equally likely, as here.
+    folds), mixed with one part in N of the uniform distribution: N updates are no reason to be surer than that. The
+    bits are ``log2 U`` minus the mean of ``-log2 P[true user]``: a lower bound, in
+    expectation, of the mutual information of user and update, when users are equally likely, as here.
 
     Parameters
     ----------
@@ -193,19 +194,20 @@ def identity_bits(scores: ArrayLike, users: ArrayLike, clients: ArrayLike) -> fl
     if len(names) < 2:
         raise ValueError("the temperature is found on other clients: there must be two or more")
     fold = place % 2
+    count = table.shape[1]
 
-    def bits(rows: NDArray[np.bool_], log_scale: float) -> Array:
-        logs = log_softmax(np.exp(log_scale) * table[rows], axis=1)
-        return np.log2(table.shape[1]) + logs[np.arange(rows.sum()), owners[rows]] / np.log(2)
+    def bits(rows: NDArray[np.bool_], log_scale: float, doubt: float) -> Array:
+        sure = softmax(np.exp(log_scale) * table[rows], axis=1)[np.arange(rows.sum()), owners[rows]]
+        return np.log2(count * (1 - doubt) * sure + doubt)
 
     total = 0.0
     for half in (0, 1):
 
         def loss(log_scale: float, rows: NDArray[np.bool_] = fold != half) -> float:
-            return -float(bits(rows, log_scale).mean())
+            return -float(bits(rows, log_scale, 1 / rows.sum()).mean())
 
         best = minimize_scalar(loss, bounds=(-10, 10), method="bounded").x
-        total += bits(fold == half, best).sum()
+        total += bits(fold == half, best, 1 / (fold != half).sum()).sum()
     return total / len(table)
 
 
