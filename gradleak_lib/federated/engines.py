@@ -8,19 +8,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad
 
 from gradleak_lib.data.users import ClientData
 from gradleak_lib.federated.clients import Loss, fedavg
 from gradleak_lib.federated.frozen import draws_or_averages
+from gradleak_lib.federated.stacked import stacked_outputs
 from gradleak_lib.federated.update import check_finite
 
 Engine = Literal["auto", "sequential", "vectorized", "compiled"]
 
 # Measured by benchmarks/federated.py: on a CPU, clients side by side win while a step is mostly overhead.
 _SMALL, _SEVERAL = 100_000, 4
-# Numbers that the parameters of all clients of one pass may hold. On a CPU: as measured, by whether it is compiled.
-_CPU_BUDGET, _GPU_BUDGET = {False: 2**21, True: 2**19}, 2**30
+# Numbers that the parameters of all clients of one pass may hold; as measured on a CPU.
+_CPU_BUDGET, _GPU_BUDGET = 2**20, 2**30
 
 
 def multilabel_loss(outputs: Tensor, targets: Tensor, *, reduction: str = "sum") -> Tensor:
@@ -207,7 +208,7 @@ def _side_by_side(
     step = _step(model, loss, compiled)
     # Clients with as many steps side by side: the others would wait for the longest.
     order = sorted(range(len(chosen)), key=lambda place: len(clients.rows[chosen[place]]))
-    budget = _CPU_BUDGET[compiled] if device.type == "cpu" else _GPU_BUDGET
+    budget = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
     width = max(1, budget // sum(value.numel() for value in received.values()))
     result = {name: value.new_empty(len(chosen), *value.shape) for name, value in received.items()}
     for places in np.array_split(order, -(-len(order) // width)):
@@ -233,16 +234,16 @@ def _side_by_side(
 
 def _step(model: nn.Module, loss: Loss, compiled: bool) -> Callable[..., dict[str, Tensor]]:
     """One step of gradient descent of all clients at once."""
-    fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
-    fixed |= {name: value.detach() for name, value in model.named_buffers()}
+    outputs_of = stacked_outputs(model)
 
-    def weighted_loss(parameters: Any, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        outputs = functional_call(model, parameters | fixed, (inputs,))
-        losses = loss(outputs, targets, reduction="none")
+    def total_loss(parameters: Any, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        outputs = outputs_of(parameters, inputs)
+        losses = loss(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
         # A loss with several numbers for a sample counts their sum, as with reduction="sum".
-        return (losses.reshape(len(weights), -1).sum(1) * weights).sum()
+        return (losses.reshape(*weights.shape, -1).sum(2) * weights).sum()
 
-    gradients = vmap(grad(weighted_loss))
+    # No client's parameters touch another's loss: the gradient of the total is the gradient of each.
+    gradients = grad(total_loss)
 
     def step(
         parameters: Any, inputs: Tensor, targets: Tensor, weights: Tensor, learning_rate: float

@@ -49,7 +49,7 @@ def split_frozen(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
         whose parameters keep their names. One after the other, they compute what the model does; they share its
         parameters.
     """
-    if not _is_chain(model):
+    if not is_chain(model):
         return None, model
     start: OrderedDict[str, nn.Module] = OrderedDict()
     rest: OrderedDict[str, nn.Module] = OrderedDict()
@@ -106,11 +106,16 @@ def draws_or_averages(module: nn.Module) -> bool:
     return module.training and isinstance(module, nn.modules.dropout._DropoutNd)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling a module is calling the forward pass of its class: no hooks, no method of its own."""
+    return not ("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether a module only calls its children one after the other."""
+    in_order = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return in_order and is_plain(module)
+
+
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _is_chain(module: nn.Module) -> bool:
-    """Whether a module only calls its children one after the other."""
-    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    return plain and not ("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)

@@ -109,7 +109,7 @@ def test_clients_that_do_not_fit_side_by_side_take_turns(monkeypatch):
     )
     for budget, groups in ((2 * 21, [2, 2, 2]), (4 * 21, [3, 3]), (1, [1] * 6)):
         sizes.clear()
-        monkeypatch.setattr(engines, "_CPU_BUDGET", dict.fromkeys((False, True), budget))
+        monkeypatch.setattr(engines, "_CPU_BUDGET", budget)
         assert largest_error(train(model, clients, "vectorized"), at_once) < 1e-12
         assert sizes == groups
 
