@@ -173,6 +173,8 @@ def test_identification_refuses():
                 function(*arguments)
     with pytest.raises(ValueError, match="only one user"):
         identification(scores, owner, clients * 0)
+    with pytest.raises(ValueError, match="as many users as clients"):
+        balanced_pairs((owner, clients[:3]), (owner, clients), count=1)
     with pytest.raises(ValueError, match="draws must be 1 or more"):
         identification(scores, owner, clients, draws=0)
     with pytest.raises(ValueError, match="two or more"):
@@ -241,7 +243,7 @@ def test_matching_ap():
 def test_bits_of_perfect_scores_are_all_there_are():
     owner, client = np.tile(np.arange(8), 10), np.arange(80)
     all_but_the_doubt = np.log2(8 * (1 - 1 / 40) + 1 / 40)
-    for scale in (1e-2, 1.0, 100.0):
+    for scale in (1e-9, 1e-2, 1.0, 100.0, 1e9):
         bits = identity_bits(scale * np.eye(8)[owner], owner, client)
         assert bits == pytest.approx(all_but_the_doubt, abs=1e-3)
 

@@ -147,15 +147,26 @@ def match_by_identity(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64
     np.ndarray
         float64 ``[P]``: the largest over users of the product of both probabilities.
 
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or a log probability is positive or NaN.
+
     References
     ----------
     Orekondy et al. 2018, Sec. 6.2 (MLP).
     """
-    return np.exp((np.asarray(first) + np.asarray(second)).max(axis=1))
+    one, other = np.asarray(first), np.asarray(second)
+    if one.shape != other.shape or one.ndim != 2:
+        raise ValueError(f"first and second must both be [P, U], got {one.shape} and {other.shape}")
+    if not (np.maximum(one, other) <= 1e-6).all():
+        raise ValueError("these are no log probabilities: take what identify('mlp', ...) returns")
+    return np.exp((one + other).max(axis=1))
 
 
 def match_by_cosine(first: Array, second: Array) -> NDArray[np.float64]:
     """Cosine of the two updates of each pair (``[P, D]`` and ``[P, D]`` of length 1): a matcher without training."""
+    _check_pairs(first, second)
     return np.einsum("pd,pd->p", first, second, dtype=np.float64)
 
 
@@ -194,7 +205,8 @@ def train_siamese(
     Raises
     ------
     ValueError
-        If shapes disagree, ``epochs`` is out of range, or fewer than two users are known.
+        If shapes disagree, an entry is NaN or infinite, ``epochs`` is out of range, or fewer than two users are
+        known.
 
     References
     ----------
@@ -207,6 +219,8 @@ def train_siamese(
             "known must be [N, D], users and clients [N] and epochs 1 or more, got "
             f"{known.shape}, {owners.shape}, {senders.shape}, {epochs}"
         )
+    if not np.isfinite(known).all():
+        raise ValueError("the updates hold NaN or infinity")
     if len(np.unique(owners)) < 2:
         raise ValueError("the Siamese network needs updates of two users or more")
     rng = np.random.default_rng(seed)
@@ -233,11 +247,21 @@ def train_siamese(
 
     @torch.no_grad()
     def match(first: Array, second: Array) -> NDArray[np.float64]:
+        _check_pairs(first, second)
         pairs = (torch.from_numpy(np.ascontiguousarray(side, dtype=np.float32)) for side in (first, second))
         logits = network(*pairs)
         return logits.sigmoid().double().numpy()
 
     return match
+
+
+def _check_pairs(first: Array, second: Array) -> None:
+    if np.shape(first) != np.shape(second) or np.ndim(first) != 2:
+        raise ValueError(
+            f"the sides of the pairs must both be [P, D], got {np.shape(first)}, {np.shape(second)}"
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("the updates hold NaN or infinity")
 
 
 class _Siamese(nn.Module):

@@ -183,7 +183,10 @@ def pipa(
                 f"pipa: {path} is missing: PIPA does not contain it, make a table with the columns {what} "
                 "(owners of the photosets on Flickr; objects that a COCO detector finds)"
             )
-    owner_of = {row["photoset_id"]: row["owner"] for _, row in _table(owners, "photoset_id", "owner")}
+    owner_of: dict[str, str] = {}
+    for line, row in _table(owners, "photoset_id", "owner"):
+        if owner_of.setdefault(row["photoset_id"], row["owner"]) != row["owner"]:
+            raise CorruptData(f"{owners}: line {line}: photoset {row['photoset_id']} has another owner above")
     names = set(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]) - {"__background__", "N/A"}
     seen = _pipa_labels(labels, names)
     photos: dict[str, _Photo] = {}
@@ -314,6 +317,8 @@ def _classes(
     """Check the names of the labels to predict, or take the most frequent ones."""
     if classes is None:
         frequency = Counter(label for photo in photos for label in photo.labels)
+        if not frequency:
+            raise CorruptData("no label belongs to any of the photos: do the tables name photos alike?")
         return tuple(sorted(frequency, key=lambda label: (-frequency[label], label))[:count])
     if isinstance(classes, str) or not classes or len(set(classes)) < len(classes):
         raise ValueError(f"classes={classes!r}: it must be a sequence of different names, or None")
@@ -340,7 +345,8 @@ def _population(
     drawn, _ = draw_users(np.arange(len(eligible)), users, seed=seed, share=1)
     number_of = {eligible[index]: number for number, index in enumerate(drawn)}
     mine = [photo for photo in photos if photo.owner in number_of]
-    others = [photo for photo in photos if photo.owner not in set(eligible)]
+    possible = set(eligible)
+    others = [photo for photo in photos if photo.owner not in possible]
     order = np.random.default_rng(CUT_SEED).permutation(len(others))[:public_images]
     pseudonyms = tuple(f"photographer {index}" for index in drawn)
     owned = [number_of[photo.owner] for photo in mine]

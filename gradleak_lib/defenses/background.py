@@ -1,5 +1,6 @@
 """Mixing public data into a client's own before it trains: defences on the side of the data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,7 +28,7 @@ def replace_with_background(background: UserDataset, share: float, *, seed: int 
     Raises
     ------
     ValueError
-        If the share is out of range, or the background is empty.
+        If the share is out of range; when it is used, if the background is empty or of another task.
 
     References
     ----------
@@ -61,14 +62,14 @@ def add_background(background: UserDataset, amount: float, *, seed: int = 0) -> 
     Raises
     ------
     ValueError
-        If the amount is negative, or the background is empty.
+        If the amount is negative or infinite; when it is used, if the background is empty or of another task.
 
     References
     ----------
     Orekondy et al. 2018, Sec. 9.1.
     """
-    if not amount >= 0:
-        raise ValueError(f"amount must be 0 or more, got {amount}")
+    if not 0 <= amount < math.inf:
+        raise ValueError(f"amount must be 0 or more and finite, got {amount}")
 
     def defend(clients: ClientData) -> ClientData:
         def mix(rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -100,16 +101,18 @@ def add_background_mode(
     Raises
     ------
     ValueError
-        If a number is out of range, or features and background differ in number.
+        If a number is out of range, or features and background differ in number; when it is used, if the background
+        is of another task.
 
     References
     ----------
     Orekondy et al. 2018, Sec. 9.1.
     """
-    if not amount >= 0 or not 1 <= modes <= len(background) or len(features) != len(background):
+    known = 1 <= modes <= len(background) and len(features) == len(background)
+    if not (known and 0 <= amount < math.inf):
         raise ValueError(
-            f"amount must be 0 or more, modes 1 to {len(background)}, features [{len(background)}, D]; got "
-            f"{amount}, {modes}, {features.shape}"
+            f"amount must be 0 or more and finite, modes 1 to {len(background)}, features [{len(background)}, D]; "
+            f"got {amount}, {modes}, {np.shape(features)}"
         )
     mode_of = KMeans(modes, n_init=1, random_state=seed).fit_predict(features)
     members = [np.flatnonzero(mode_of == mode) for mode in np.unique(mode_of)]
@@ -133,6 +136,17 @@ def _mixed(
     if len(background) == 0:
         raise ValueError("the background is empty")
     own = clients.data
+    for field in ("inputs", "targets"):
+        here, there = getattr(own, field), getattr(background, field)
+        if (here.dtype, here.shape[1:]) != (
+            there.dtype,
+            there.shape[1:],
+        ) or own.classes != background.classes:
+            raise ValueError(
+                f"the background is of another task than the clients' data: {field} {there.dtype} "
+                f"{list(there.shape[1:])} and {len(background.classes)} classes, there {here.dtype} "
+                f"{list(here.shape[1:])} and {len(own.classes)} classes; they must be the same, names included"
+            )
     both = replace(
         own,
         inputs=torch.cat([own.inputs, background.inputs]),

@@ -60,7 +60,7 @@ class Part:
 
 def fingerprint(model: nn.Module, clients: ClientData, settings: Mapping[str, Any]) -> str:
     """Hash of all that a run depends on: first model, data, who holds them, settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
     # Layers without parameters, which parameters are trained, and modes are not in the state.
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     training = [name for name, module in model.named_modules() if module.training]
@@ -70,6 +70,11 @@ def fingerprint(model: nn.Module, clients: ClientData, settings: Mapping[str, An
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return value.item()
 
 
 def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:

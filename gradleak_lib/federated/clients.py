@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from gradleak_lib.federated.functional import as_function
 from gradleak_lib.federated.update import Update, check_finite
 
 Loss = Callable[..., Tensor]
@@ -121,7 +121,7 @@ class _Learner:
     """Parameters and buffers that a client works with, beside a model that is left as it was."""
 
     def __init__(self, model: nn.Module, loss: Loss, microbatch: int) -> None:
-        self.model, self.loss, self.microbatch = model, loss, microbatch
+        self.outputs_of, self.loss, self.microbatch = as_function(model), loss, microbatch
         self.parameters = {name: value.detach() for name, value in model.named_parameters()}
         # Copies: batch norm may write to them.
         self.buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
@@ -180,7 +180,7 @@ class _Learner:
         leaves = {name: value.detach() for name, value in self.parameters.items()}
         wanted = [leaves[name].requires_grad_() for name in self.trained]
         with torch.enable_grad():
-            outputs = functional_call(self.model, (leaves, self.buffers), (inputs,))
+            outputs = self.outputs_of(leaves | self.buffers, inputs)
             part = self.loss(outputs, targets, reduction="sum") / count
         return part.detach(), list(torch.autograd.grad(part, wanted, materialize_grads=True))
 

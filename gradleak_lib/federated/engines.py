@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import grad, vmap
 
 from gradleak_lib.data.users import ClientData
 from gradleak_lib.federated.clients import Loss, fedavg
 from gradleak_lib.federated.frozen import draws_or_averages
-from gradleak_lib.federated.stacked import stacked_outputs
+from gradleak_lib.federated.stacked import fits_in_groups, is_special_embedding, stacked_outputs
 from gradleak_lib.federated.update import check_finite
 
 Engine = Literal["auto", "sequential", "vectorized", "compiled"]
@@ -61,10 +61,10 @@ def choose_engine(model: nn.Module, engine: Engine = "auto", *, clients: int = _
         The model that the server sends out.
     engine
         ``"sequential"``: `fedavg`, client by client; any model. ``"vectorized"``: all clients side by side, for
-        models without batch norm or dropout in training mode. ``"compiled"``: that, compiled by torch, which takes
-        a minute and a C++ compiler, and pays for thousands of updates. ``"auto"``: vectorised on a GPU, and on a
-        CPU for four clients or more of up to 100,000 trained parameters, where it was measured to be faster; else
-        sequential.
+        models whose layers neither draw at random nor mix the samples of a batch. ``"compiled"``: that, compiled by
+        torch, which takes a minute and a C++ compiler, and pays for thousands of updates. ``"auto"``: vectorised
+        for chains of common layers on a GPU, and on a CPU for four clients or more of up to 100,000 trained
+        parameters, where it was measured to be faster; else sequential.
     clients
         How many train at once.
 
@@ -75,17 +75,21 @@ def choose_engine(model: nn.Module, engine: Engine = "auto", *, clients: int = _
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine={engine!r}: it must be one of {', '.join(get_args(Engine))}")
-    stateful = [name for name, module in model.named_modules() if draws_or_averages(module)]
+    unfit = [
+        name
+        for name, module in model.named_modules()
+        if draws_or_averages(module) or is_special_embedding(module)
+    ]
     if engine == "auto":
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         on_gpu = any(parameter.device.type != "cpu" for parameter in trained)
         small = sum(parameter.numel() for parameter in trained) <= _SMALL
         worth = on_gpu or (small and clients >= _SEVERAL)
-        return "vectorized" if worth and not stateful else "sequential"
-    if engine != "sequential" and stateful:
+        return "vectorized" if worth and not unfit and fits_in_groups(model) else "sequential"
+    if engine != "sequential" and unfit:
         raise ValueError(
-            f"engine={engine!r} trains all clients in one pass, and {stateful[0]!r} works on the batch of one: "
-            "put it in evaluation mode, or take engine='sequential'"
+            f"engine={engine!r} trains all clients in one pass, and {unfit[0]!r} draws at random, works on the batch "
+            "of one, or is an embedding with options: put it in evaluation mode, or take engine='sequential'"
         )
     return engine
 
@@ -143,6 +147,8 @@ def local_updates(
     if seeds is not None and len(seeds) != len(chosen):
         raise ValueError(f"seeds must be one for each chosen client, got {len(seeds)} for {len(chosen)}")
     for client in chosen:
+        if not 0 <= client < len(clients):
+            raise ValueError(f"chosen: there is no client {int(client)}, only 0 to {len(clients) - 1}")
         if len(clients.rows[client]) == 0:
             raise ValueError(f"client {int(client)} holds no samples")
     kind = choose_engine(model, engine, clients=len(chosen))
@@ -225,7 +231,15 @@ def _side_by_side(
                 for tensor in (clients.data.inputs, clients.data.targets)
             )
             inputs = inputs.to(example) if inputs.is_floating_point() else inputs
-            current = step(current, inputs, targets, weights_now.to(example), learning_rate)
+            try:
+                current = step(current, inputs, targets, weights_now.to(example), learning_rate)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(
+                    f"this model, or its inputs, cannot be trained for all clients in one pass ({error}): try "
+                    "engine='sequential'"
+                ) from error
         for name, value in received.items():
             result[name][places] = current[name] - value
     check_finite(result)
@@ -237,8 +251,8 @@ def _step(model: nn.Module, loss: Loss, compiled: bool) -> Callable[..., dict[st
     outputs_of = stacked_outputs(model)
 
     def total_loss(parameters: Any, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        outputs = outputs_of(parameters, inputs)
-        losses = loss(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        # Client by client, so that a loss that mixes samples cannot mix clients.
+        losses = vmap(partial(loss, reduction="none"))(outputs_of(parameters, inputs), targets)
         # A loss with several numbers for a sample counts their sum, as with reduction="sum".
         return (losses.reshape(*weights.shape, -1).sum(2) * weights).sum()
 

@@ -100,15 +100,26 @@ def cached(start: nn.Module, clients: ClientData, *, batch: int = 32) -> ClientD
 
 
 def draws_or_averages(module: nn.Module) -> bool:
-    """Whether a layer draws at random, or works on the statistics of the batch, in its present mode."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    """Whether a layer draws at random, or works on the statistics of the batch, in its present mode.
+
+    Of a layer in training mode that torch does not know, that is assumed.
+    """
+    if isinstance(module, nn.modules.batchnorm._NormBase):
         return module.training or module.running_mean is None
-    return module.training and isinstance(module, nn.modules.dropout._DropoutNd)
+    known = type(module).__module__.startswith("torch.nn.modules.")
+    draws = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU) or getattr(module, "dropout", 0) != 0
+    return module.training and (draws or not known)
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether calling a module is calling the forward pass of its class: no hooks, no method of its own."""
-    return not ("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not ("forward" in vars(module) or any(hooks))
 
 
 def is_chain(module: nn.Module) -> bool:

@@ -186,7 +186,8 @@ def simulate(
         Seed of the cohorts, of the order of each client's samples and of the defense.
     defense
         From a seed, which differs for every round and client, to what the client does to its update before sending
-        it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense from another.
+        it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense, one ``track`` or
+        one loss without a name of its own from another.
     track
         A number to follow, such as the loss on some data, from the global model.
     checkpoint
@@ -206,6 +207,10 @@ def simulate(
     """
     if rounds < 1 or every < 1:
         raise ValueError(f"rounds and every must be 1 or more, got {rounds}, {every}")
+    if (clients.counts == 0).any():
+        raise ValueError(f"client {int(clients.counts.argmin())} holds no samples")
+    if checkpoint is not None and Path(checkpoint).is_file():
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is a file: name a folder")
     loss = loss or task_loss(clients.data.targets)
     whole = copy.deepcopy(model)
     start, trained = split_frozen(whole)
@@ -285,6 +290,12 @@ def _defended(
         defense(Update({name: value[row] for name, value in updates.items()}, "delta", int(samples[row])))
         for row, defense in enumerate(defenses)
     ]
+    for name, value in updates.items():
+        for update in sent:
+            if name not in update.tensors or update.tensors[name].shape != value.shape[1:]:
+                raise ValueError(
+                    f"the defense must return an update with {name} of shape {tuple(value.shape[1:])}"
+                )
     return {name: torch.stack([update.tensors[name] for update in sent]) for name in updates}
 
 

@@ -5,9 +5,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from gradleak_lib.federated.frozen import is_chain, is_plain
+from gradleak_lib.federated.functional import as_function
 
 Parameters = Mapping[str, Tensor]
 
@@ -34,20 +35,23 @@ def stacked_outputs(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
     fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
     fixed |= {name: value.detach() for name, value in model.named_buffers()}
 
-    def in_vmap(parameters: Parameters, inputs: Tensor) -> Tensor:
-        return vmap(lambda own, batch: functional_call(model, {**own, **fixed}, (batch,)))(parameters, inputs)
+    one = as_function(model)
 
-    layers = list(_leaves(model))
-    if not _treats_copies_alone(model, layers):
+    def in_vmap(parameters: Parameters, inputs: Tensor) -> Tensor:
+        return vmap(lambda own, batch: one({**own, **fixed}, batch))(parameters, inputs)
+
+    if not fits_in_groups(model):
         return in_vmap
-    convolutions = any(isinstance(layer, nn.Conv2d) for _, layer in layers)
+    layers = list(_leaves(model))
+    dimensions = _dimensions([type(layer) for _, layer in layers])
 
     def in_groups(parameters: Parameters, inputs: Tensor) -> Tensor:
         copies, images = len(inputs), inputs.ndim == 5
-        if convolutions and not images:
+        if dimensions not in (None, inputs.ndim):
             return in_vmap(parameters, inputs)
 
         def own(name: str) -> Tensor:
+            name = name.removeprefix(".")  # of a layer that is the whole model
             return parameters[name] if name in parameters else fixed[name].expand(copies, *fixed[name].shape)
 
         # Images become [B, KC, H, W]; vectors stay [K, B, D].
@@ -61,6 +65,10 @@ def stacked_outputs(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
                 values = nn.functional.conv2d(
                     values, weight, bias, layer.stride, layer.padding, layer.dilation, copies * layer.groups
                 )
+            elif isinstance(layer, nn.Embedding):
+                values = own(f"{name}.weight")[
+                    torch.arange(copies, device=values.device)[:, None, None], values
+                ]
             elif isinstance(layer, nn.Flatten):
                 if images:
                     values = values.unflatten(1, (copies, -1)).transpose(0, 1)
@@ -84,19 +92,52 @@ def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
         yield from _leaves(child, f"{prefix}{name}.")
 
 
-def _treats_copies_alone(model: nn.Module, layers: list[tuple[str, nn.Module]]) -> bool:
-    """Whether a model is a chain of layers that treat channels alone, `nn.Flatten`, and fully connected ones."""
-    kinds = [type(layer) for _, layer in layers]
-    if nn.Flatten not in kinds or not all(is_plain(layer) for _, layer in layers):
-        return False
-    cut = kinds.index(nn.Flatten)
-    flatten = cast(nn.Flatten, layers[cut][1])
+def fits_in_groups(model: nn.Module) -> bool:
+    """Whether a model is a chain of layers that treat channels alone, `nn.Flatten`, and fully connected ones.
+
+    Instead of layers for images, an embedding of words may stand first, or nothing.
+    """
+    layers = list(_leaves(model))
+    start, end = _halves([type(layer) for _, layer in layers])
     # A layer that stands twice, or shares its parameters, has them under one name only.
-    names = {f"{name}.{own}" for name, layer in layers for own, _ in layer.named_parameters()}
+    names = {
+        f"{name}.{own}".removeprefix(".") for name, layer in layers for own, _ in layer.named_parameters()
+    }
     return (
-        (flatten.start_dim, flatten.end_dim) == (1, -1)
-        and all(kind in (nn.Conv2d, *_EACH_CHANNEL) for kind in kinds[:cut])
-        and all(kind in (nn.Linear, *_EACH_NUMBER) for kind in kinds[cut + 1 :])
-        and all(layer.padding_mode == "zeros" for _, layer in layers if isinstance(layer, nn.Conv2d))
+        (start == [nn.Embedding] or all(kind in (nn.Conv2d, *_EACH_CHANNEL) for kind in start))
+        and all(kind in (nn.Linear, *_EACH_NUMBER) for kind in end)
+        and all(_is_common(layer) for _, layer in layers)
         and names == {name for name, _ in model.named_parameters()}
+    )
+
+
+def _halves(kinds: list[type]) -> tuple[list[type], list[type]]:
+    """Kinds of the layers in front of `nn.Flatten`, and behind it; without it all are behind."""
+    cut = kinds.index(nn.Flatten) if nn.Flatten in kinds else -1
+    return kinds[: max(cut, 0)], kinds[cut + 1 :]
+
+
+def _dimensions(kinds: list[type]) -> int | None:
+    """Dimensions that the inputs ``[K, B, ...]`` must have; None: any."""
+    start, _ = _halves(kinds)
+    if any(kind not in (nn.Embedding, *_EACH_NUMBER) for kind in start):
+        return 5
+    return 3 if nn.Embedding in start or nn.Flatten not in kinds else None
+
+
+def _is_common(layer: nn.Module) -> bool:
+    """Whether a layer has no options that are not written out here."""
+    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
+        return False
+    padded = isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"
+    return is_plain(layer) and not padded and not is_special_embedding(layer)
+
+
+def is_special_embedding(layer: nn.Module) -> bool:
+    """Whether it is an embedding that treats some words otherwise, which ``vmap`` forgets."""
+    return isinstance(layer, nn.Embedding) and (
+        layer.padding_idx is not None
+        or layer.max_norm is not None
+        or layer.scale_grad_by_freq
+        or layer.sparse
     )

@@ -123,7 +123,8 @@ def balanced_pairs(
     Raises
     ------
     ValueError
-        If no two updates are of one user and two clients, none of two users, or ``count`` is out of range.
+        If users and clients differ in number, no two updates are of one user and two clients, none of two users, or
+        ``count`` is out of range.
 
     References
     ----------
@@ -131,6 +132,8 @@ def balanced_pairs(
     """
     users_a, clients_a = (np.asarray(values) for values in first)
     users_b, clients_b = (np.asarray(values) for values in second)
+    if users_a.shape != clients_a.shape or users_b.shape != clients_b.shape:
+        raise ValueError("each side needs as many users as clients: one of each for every update")
     rng = np.random.default_rng(seed)
     common = [
         user
@@ -195,6 +198,8 @@ def identity_bits(scores: ArrayLike, users: ArrayLike, clients: ArrayLike) -> fl
         raise ValueError("the temperature is found on other clients: there must be two or more")
     fold = place % 2
     count = table.shape[1]
+    table = table - table.mean(axis=1, keepdims=True)
+    table /= max(float(table.std()), np.finfo(float).tiny)  # the temperatures that are tried lie around 1
 
     def bits(rows: NDArray[np.bool_], log_scale: float, doubt: float) -> Array:
         sure = softmax(np.exp(log_scale) * table[rows], axis=1)[np.arange(rows.sum()), owners[rows]]

@@ -189,6 +189,24 @@ def test_matching_by_identity_is_the_largest_product():
     assert match_by_identity(np.log(first), np.log(second)) == pytest.approx(products)
 
 
+def test_matchers_refuse():
+    known, owner = clusters(3, 4, spread=1.0)
+    siamese = train_siamese(known, owner, np.arange(len(owner)), epochs=1)
+    for matcher in (match_by_cosine, siamese):
+        for sides in ((known, known[:1]), (known[0], known[0])):
+            with pytest.raises(ValueError, match=r"must both be \[P, D\]"):
+                matcher(*sides)
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            matcher(known, known * np.nan)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        train_siamese(known * np.nan, owner, owner)
+    shares = identify("knn", known, owner, known, classes=3)
+    with pytest.raises(ValueError, match="no log probabilities"):
+        match_by_identity(shares, shares)
+    with pytest.raises(ValueError, match=r"must both be \[P, U\]"):
+        match_by_identity(np.log(shares[:1] + 1e-9), np.log(shares + 1e-9))
+
+
 def test_matching_by_cosine():
     first, _ = noise(5, 4)
     second, _ = noise(5, 4, seed=1)

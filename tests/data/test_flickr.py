@@ -318,6 +318,12 @@ def test_side_tables_elsewhere(albums):
         ("index.txt", " 1000 ", " x ", "line 1: 'x' is no number"),
         ("owners.csv", "72157600000000099,owner 4\n", "", "photoset 72157600000000099 has no owner in"),
         ("owners.csv", "owner\n", "who\n", "line 1: there is no column owner"),
+        (
+            "owners.csv",
+            "owner\n",
+            "owner\n72157600000000099,x\n",
+            "72157600000000099 has another owner above",
+        ),
         ("labels.csv", "person", "unicorn", "line 2: 'unicorn' is no class of COCO"),
         ("labels.csv", "photo_id", "photo", "line 1: there is no column photo_id"),
     ],
@@ -327,6 +333,12 @@ def test_damaged_pipa(name, old, new, message, albums):
     with pytest.raises(CorruptData, match=message) as caught:
         albums.load()
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_other_photos(albums):
+    albums.write("labels.csv", "photo_id,label", "1,dog")
+    with pytest.raises(CorruptData, match="no label belongs to any of the photos"):
+        albums.load()
 
 
 def test_missing_pipa(albums):

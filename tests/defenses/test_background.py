@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,13 @@ def test_bad_input(people, clients):
         add_background_mode(people.public, people.public.targets.numpy(), 1, modes=0)
     with pytest.raises(ValueError, match="the background is empty"):
         add_background(people.public.subset([]), 1)(clients)
+    with pytest.raises(ValueError, match="amount must be 0 or more and finite"):
+        add_background(people.public, float("inf"))
+    for other in (
+        {"classes": tuple("abcdefghij")},
+        {"inputs": (255 * people.public.inputs).to(torch.uint8)},
+        {"inputs": people.public.inputs[..., 1:]},
+        {"targets": people.public.targets.argmax(1)},
+    ):
+        with pytest.raises(ValueError, match="the background is of another task"):
+            replace_with_background(replace(people.public, **other), 0.5)(clients)

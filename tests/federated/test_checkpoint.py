@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -208,9 +209,13 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="checkpoint of another run"):
             run(**changed)
+    again = run(
+        seed=np.int64(0), batch_size=np.int64(OPTIONS["batch_size"])
+    )  # a number of NumPy is the same number
+    assert len(again.observed) == len(run().observed)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="is a file: name a folder"):
         simulate(small(), toy_clients(SIZES), rounds=1, checkpoint=file, **OPTIONS)
 
 

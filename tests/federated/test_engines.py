@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,12 +175,87 @@ def test_auto_takes_side_by_side_for_small_models_without_state():
     assert choose_engine(big) == "vectorized"
     assert choose_engine(big.requires_grad_(True).to("meta")) == "vectorized"  # an accelerator
     assert choose_engine(nn.Linear(2, 2), "compiled") == "compiled"
-    for layer in (nn.BatchNorm1d(4), nn.Dropout(), nn.AlphaDropout()):
-        model = nn.Sequential(nn.Linear(4, 4), layer)
-        assert choose_engine(model.train()) == "sequential"
-        assert choose_engine(model.eval()) == "vectorized"
-    statistics = nn.BatchNorm1d(4, track_running_stats=False).eval()  # those of the batch, in either mode
-    assert choose_engine(nn.Sequential(nn.Linear(4, 4), statistics)) == "sequential"
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    assert choose_engine(model.train()) == "sequential"
+    assert choose_engine(model.eval()) == "vectorized"
+
+
+class Shrinks(nn.Linear):
+    """Draws at random where nobody would look for it."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval(), torch.rand(22, 6)),
+        (nn.Sequential(nn.Linear(6, 4), nn.AlphaDropout()), torch.rand(22, 6)),
+        (nn.Sequential(nn.Linear(6, 4), nn.RReLU()), torch.rand(22, 6)),
+        (nn.Sequential(Shrinks(6, 4)), torch.rand(22, 6)),
+        (
+            nn.Sequential(nn.Embedding(9, 2, padding_idx=0), nn.Flatten(), nn.Linear(4, 4)),
+            torch.ones(22, 2).long(),
+        ),
+        (
+            nn.Sequential(nn.Embedding(9, 2, sparse=True), nn.Flatten(), nn.Linear(4, 4)),
+            torch.ones(22, 2).long(),
+        ),
+    ],
+    ids=["batch norm", "dropout", "randomised ReLU", "functional dropout", "padding", "sparse"],
+)
+def test_auto_trains_one_by_one_what_it_does_not_know(model, inputs):
+    clients = toy_clients((4, 5, 6, 7))
+    data = replace(clients.data, inputs=inputs)
+    assert choose_engine(model) == "sequential"
+    updates = train(model, replace(clients, data=data), "auto")
+    assert flat(updates).isfinite().all()
+
+
+def test_what_only_fails_in_one_pass_says_so():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x.reshape(len(x), 2, 3))[0][:, -1])
+
+    model, clients = Recurrent().eval(), toy_clients(EQUAL)
+    assert choose_engine(model) == "sequential"
+    assert flat(train(model, clients, "auto")).isfinite().all()
+    with pytest.raises(ValueError, match=r"in one pass .*lstm.* try engine='sequential'"):
+        train(model, clients, "vectorized")
+
+
+def test_a_loss_that_mixes_samples_does_not_mix_clients():
+    """Outputs [N, 1] against targets [N]: torch broadcasts, within the batch of one client only."""
+    model, clients = nn.Linear(6, 1), toy_clients((4, 4, 4))
+    other = clients.data.targets.clone().double()
+    other[clients.rows[2]] += 100
+    data = replace(clients, data=replace(clients.data, targets=clients.data.targets.double()))
+    changed = replace(clients, data=replace(clients.data, targets=other))
+    options = {"loss": nn.functional.mse_loss, "chosen": [0, 1, 2], "learning_rate": 1e-3, "epochs": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        first, second = (train(model, held, "vectorized", **options) for held in (data, changed))
+    assert torch.equal(flat(first)[:2], flat(second)[:2])
+    assert not torch.equal(flat(first)[2], flat(second)[2])
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_layer_that_stands_twice(engine):
+    """torch's functional_call alone would leave the last client's weights in it."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(6, 3)).double()
+    clients, before = toy_clients(UNEQUAL), copy.deepcopy(model.state_dict())
+    updates = train(model, clients, engine)
+    assert isinstance(layer.weight, nn.Parameter)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    alone = [train(model, clients, "sequential", chosen=[client]) for client in range(len(clients))]
+    assert torch.allclose(flat(updates), torch.cat([flat(update) for update in alone]), atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "compiled"])
@@ -187,7 +264,7 @@ def test_auto_takes_side_by_side_for_small_models_without_state():
 )
 def test_side_by_side_refuses_what_needs_a_batch_of_one_client(engine, layer):
     model = nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=rf"engine='{engine}' .* '1' works on the batch of one"):
+    with pytest.raises(ValueError, match=rf"engine='{engine}' .* '1' draws at random, works on"):
         train(model, toy_clients(EQUAL), engine)
     assert flat(train(model, toy_clients(EQUAL), "auto")).isfinite().all()
 

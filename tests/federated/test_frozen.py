@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.ops import StochasticDepth
 from toys import toy_clients
 
 from gradleak_lib import models
@@ -101,6 +102,8 @@ def test_what_is_not_a_plain_chain_is_left_whole():
         nn.BatchNorm1d(6),
         nn.Dropout(),
         nn.Sequential(nn.Dropout()),
+        nn.RReLU(),
+        StochasticDepth(0.5, "row"),
         nn.BatchNorm1d(6, track_running_stats=False).eval(),
     ],
 )
@@ -161,7 +164,7 @@ def test_simulate_with_a_frozen_start_is_exact(name):
 
 def test_the_frozen_start_is_computed_once():
     clients = toy_clients(SIZES)
-    model = nn.Sequential(Counted(6, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 3))
+    model = nn.Sequential(Counted(6, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 3)).eval()
     Counted.calls = 0
     simulate(model, clients, rounds=5, **OPTIONS)
     assert Counted.calls == 1

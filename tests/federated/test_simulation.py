@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from toys import toy_clients
 
 from gradleak_lib import models
 from gradleak_lib.defenses import gaussian_noise
-from gradleak_lib.federated import cohort, simulate, simulation, train_only
+from gradleak_lib.federated import cohort, local_updates, simulate, simulation, train_only
 
 SIZES = (5, 2, 8, 3, 1, 8, 4)
 OPTIONS = {"learning_rate": 0.3, "fraction": 0.5, "batch_size": 3, "epochs": 2}
@@ -272,3 +273,15 @@ def test_bad_input():
         simulate(model, clients, rounds=5, **(OPTIONS | {"learning_rate": 1e30}))
     with pytest.raises(ValueError, match="every parameter of the model is frozen"):
         simulate(small().requires_grad_(False), clients, rounds=1, **OPTIONS)
+    for defense in (
+        lambda seed: lambda update: replace(update, tensors={k: v.mean() for k, v in update.tensors.items()}),
+        lambda seed: lambda update: replace(update, tensors={}),
+    ):
+        with pytest.raises(ValueError, match="the defense must return an update with .* of shape"):
+            simulate(model, clients, rounds=1, defense=defense, **OPTIONS)
+    nobody = replace(clients, rows=(*clients.rows[:-1], clients.rows[0][:0]))
+    with pytest.raises(ValueError, match="holds no samples"):
+        simulate(model, nobody, rounds=1, **OPTIONS)
+    for chosen in ([-1], [len(clients)]):
+        with pytest.raises(ValueError, match="chosen: there is no client"):
+            local_updates(model, clients, chosen, learning_rate=0.1, batch_size=4)

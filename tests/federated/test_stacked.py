@@ -1,5 +1,6 @@
 """Many copies of a network in one pass give what each gives by itself."""
 
+import copy
 from collections import OrderedDict
 
 import pytest
@@ -7,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.func import functional_call
 
 from gradleak_lib.federated import stacked
-from gradleak_lib.federated.stacked import stacked_outputs
+from gradleak_lib.federated.stacked import fits_in_groups, stacked_outputs
 
 POINTWISE = st.sampled_from([nn.ReLU, nn.Sigmoid, nn.Tanh, nn.ELU, lambda: nn.Dropout(0.5).eval()])
 POOLING = st.sampled_from([nn.Identity, lambda: nn.MaxPool2d(2, 1), lambda: nn.AvgPool2d(2)])
@@ -52,9 +52,13 @@ def copies_of(model, count):
 
 
 def one_by_one(model, parameters, inputs):
-    rows = range(len(inputs))
-    own = [{name: value[row] for name, value in parameters.items()} for row in rows]
-    return torch.stack([functional_call(model, own[row], (inputs[row],)) for row in rows])
+    outputs = []
+    for row, batch in enumerate(inputs):
+        one = copy.deepcopy(model)
+        for name, value in one.named_parameters():
+            value.data = parameters[name][row] if name in parameters else value.data
+        outputs.append(one(batch).detach())
+    return torch.stack(outputs)
 
 
 @given(chains(), st.integers(1, 4), st.integers(1, 3))
@@ -72,9 +76,20 @@ def tied():
     return nn.Sequential(nn.Flatten(), first, second)
 
 
+def twice():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer)
+
+
 def hooked():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
     model[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def held_back():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    model[1].register_full_backward_pre_hook(lambda module, gradient: (gradient[0].clamp(-0.1, 0.1),))
     return model
 
 
@@ -94,10 +109,11 @@ def normalised():
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
 
 
-@pytest.mark.parametrize("make", [tied, hooked, patched, circular, normalised])
+@pytest.mark.parametrize("make", [tied, twice, hooked, held_back, patched, circular, normalised])
 def test_what_is_not_a_plain_chain_is_computed_as_it_is(make):
     torch.manual_seed(0)
     model = make()
+    assert not fits_in_groups(model)
     parameters, inputs = copies_of(model, 3), torch.randn(3, 2, 1, 2, 2)
     expected = one_by_one(model, parameters, inputs)
     torch.testing.assert_close(stacked_outputs(model)(parameters, inputs), expected)
@@ -109,6 +125,17 @@ def test_vectors_pass_through_a_chain_too():
     for inputs in (torch.randn(3, 5, 6), torch.randn(3, 5, 2, 3)):
         expected = one_by_one(model, parameters, inputs)
         torch.testing.assert_close(stacked_outputs(model)(parameters, inputs), expected)
+
+
+def test_words_pass_through_a_chain():
+    model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(12, 5))
+    parameters, inputs = copies_of(model, 3), torch.randint(0, 7, (3, 5, 4))
+    torch.testing.assert_close(
+        stacked_outputs(model)(parameters, inputs), one_by_one(model, parameters, inputs)
+    )
+    inputs[0, 0, 0] = 7  # not the first word of the next client
+    with pytest.raises(IndexError):
+        stacked_outputs(model)(parameters, inputs)
 
 
 def test_a_chain_does_not_take_the_slow_way(monkeypatch):
