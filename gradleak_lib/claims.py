@@ -142,7 +142,9 @@ def table(findings: Iterable[Finding]) -> pd.DataFrame:
             "ours": "; ".join(
                 _ours(name, values, finding.claim.unit) for name, values in finding.settings.items()
             ),
-            "what we measured, and why it differs": f"{finding.claim.measured} {finding.reason}".strip(),
+            "what we measured, and why it differs": " ".join(
+                filter(None, (finding.claim.measured, _rule(finding.claim), finding.reason))
+            ),
         }
         for finding in findings
     ]
@@ -171,6 +173,16 @@ def _number(value: float | None, unit: str) -> str:
     if value is None:
         return "no number"
     return f"{value:g} {unit}".strip()
+
+
+def _rule(claim: Claim) -> str:
+    """Which measured values count as reproduced, in words."""
+    if claim.holds is None:
+        return ""
+    low, high = (None if end is None else _number(end, claim.unit) for end in claim.holds)
+    if low is None or high is None:
+        return f"Holds from {low} on." if high is None else f"Holds up to {high}."
+    return f"Holds from {low} to {high}."
 
 
 def _ours(name: str, values: Sequence[float], unit: str) -> str:

@@ -277,7 +277,7 @@ def test_bad_input():
         lambda seed: lambda update: replace(update, tensors={k: v.mean() for k, v in update.tensors.items()}),
         lambda seed: lambda update: replace(update, tensors={}),
     ):
-        with pytest.raises(ValueError, match="the defense must return an update with .* of shape"):
+        with pytest.raises(ValueError, match=r"the defense must return an update with .* of shape"):
             simulate(model, clients, rounds=1, defense=defense, **OPTIONS)
     nobody = replace(clients, rows=(*clients.rows[:-1], clients.rows[0][:0]))
     with pytest.raises(ValueError, match="holds no samples"):
