@@ -23,7 +23,7 @@ def stacked_outputs(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
     Parameters
     ----------
     model
-        Any network without batch norm or dropout in training mode. Chains of convolutions, then of fully connected
+        Any network that `choose_engine` lets be vectorised. Chains of convolutions, then of fully connected
         layers, are the fast case: the K copies become one network with K times the channels, in K groups. Others
         pass through ``torch.func.vmap``.
 
@@ -34,7 +34,6 @@ def stacked_outputs(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
     """
     fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
     fixed |= {name: value.detach() for name, value in model.named_buffers()}
-
     one = as_function(model)
 
     def in_vmap(parameters: Parameters, inputs: Tensor) -> Tensor:
@@ -66,9 +65,8 @@ def stacked_outputs(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
                     values, weight, bias, layer.stride, layer.padding, layer.dilation, copies * layer.groups
                 )
             elif isinstance(layer, nn.Embedding):
-                values = own(f"{name}.weight")[
-                    torch.arange(copies, device=values.device)[:, None, None], values
-                ]
+                table, places = own(f"{name}.weight"), values.flatten(1).unsqueeze(2)
+                values = table.gather(1, places.expand(-1, -1, table.shape[2])).unflatten(1, values.shape[1:])
             elif isinstance(layer, nn.Flatten):
                 if images:
                     values = values.unflatten(1, (copies, -1)).transpose(0, 1)

@@ -133,9 +133,10 @@ def test_words_pass_through_a_chain():
     torch.testing.assert_close(
         stacked_outputs(model)(parameters, inputs), one_by_one(model, parameters, inputs)
     )
-    inputs[0, 0, 0] = 7  # not the first word of the next client
-    with pytest.raises(IndexError):
-        stacked_outputs(model)(parameters, inputs)
+    for wrong in (7, -1):  # not the first word of the next client, and not the last one
+        inputs[0, 0, 0] = wrong
+        with pytest.raises(RuntimeError, match=f"index {wrong} is out of bounds"):
+            stacked_outputs(model)(parameters, inputs)
 
 
 def test_a_chain_does_not_take_the_slow_way(monkeypatch):
