@@ -232,3 +232,13 @@ def test_every_chapter_is_in_the_table_of_contents():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
     assert {f"book/chapters/{source.stem}" for source in chapters.chapter_sources(ROOT)} <= files
+
+
+@pytest.mark.parametrize("source", chapters.chapter_sources(ROOT), ids=lambda source: source.stem)
+def test_no_line_of_prose_is_lost(source):
+    """MyST takes a line that begins with a percent sign for a comment, and the text breaks off."""
+    outside, code = [], False
+    for line in source.read_text(encoding="utf-8").splitlines():
+        code = not code if line.startswith("```") and (code or "{code-cell}" in line) else code
+        outside += [line] if not code else []
+    assert not [line for line in outside if line.lstrip().startswith("%")]
