@@ -233,11 +233,12 @@ def _side_by_side(
             inputs = inputs.to(example) if inputs.is_floating_point() else inputs
             try:
                 current = step(current, inputs, targets, weights_now.to(example), learning_rate)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if compiled or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                why = str(error).splitlines()[0]
                 raise ValueError(
-                    f"this model, or its inputs, cannot be trained for all clients in one pass ({error}): try "
+                    f"this model, or its inputs, cannot be trained for all clients in one pass ({why}): try "
                     "engine='sequential'"
                 ) from error
         for name, value in received.items():
@@ -283,9 +284,14 @@ def _batches(
     rows = torch.stack([own[0].expand(steps, batch) for own in held], dim=1).contiguous()
     weights = torch.zeros(steps, len(held), batch, dtype=torch.float64)
     for client, (own, generator) in enumerate(zip(held, generators, strict=True)):
+        each = per_epoch[client]
+        sizes = torch.full((each, 1), batch)
+        sizes[-1] = len(own) - (each - 1) * batch
+        weight = (torch.arange(batch) < sizes) / sizes.double()
+        filling = own[0].expand(each * batch - len(own))
         for epoch in range(epochs):
             order = own if generator is None else own[torch.randperm(len(own), generator=generator)]
-            for number, part in enumerate(order.split(batch_size), start=epoch * per_epoch[client]):
-                rows[number, client, : len(part)] = part
-                weights[number, client, : len(part)] = 1 / len(part)
+            now = slice(epoch * each, (epoch + 1) * each)
+            rows[now, client] = torch.cat([order, filling]).view(each, batch)
+            weights[now, client] = weight
     return rows, weights
