@@ -233,8 +233,8 @@ def race_engines(case: plain.Case, repeats: int, device: torch.device, *, compil
 
 
 def race_flower(race: Race, case: plain.Case, repeats: int, cores: int, device: torch.device) -> None:
-    """Flower's rounds, and ours in as many threads as Flower has processes."""
-    race.flower, race.flower_cpu = flower_rounds(case, repeats, cores, str(device))
+    """Flower's rounds, half of them before ours and half after, and ours in as many threads as it has processes."""
+    before = flower_rounds(case, repeats, cores, str(device))
     model, clients = case.model(device), client_data(case)
     engines = [name for name in race.seconds if name != PLAIN]
     calls = {name: partial(ours, model, clients, case, name) for name in engines}
@@ -245,6 +245,8 @@ def race_flower(race: Race, case: plain.Case, repeats: int, cores: int, device: 
     run(calls, together, repeats, device)
     race.all_cores = together.wall
     torch.set_num_threads(1)
+    after = flower_rounds(case, repeats, cores, str(device))
+    race.flower, race.flower_cpu = (first + second for first, second in zip(before, after, strict=True))
 
 
 def race_frozen(case: plain.Case, repeats: int, device: torch.device) -> Race:
@@ -349,7 +351,7 @@ def main(arguments: argparse.Namespace) -> int:
         environment.make(environment.FLOWER)
         print(
             f"{environment.FLOWER.pin} in {arguments.flower_cores} processes of one thread; "
-            f"{arguments.repeats} rounds after its first; its CPU time is that of all its processes."
+            f"twice {arguments.repeats} rounds after its first; its CPU time is that of all its processes."
         )
     if not compiler:
         print("There is no g++: the compiled engine and its bars are left out.")
