@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -156,73 +157,66 @@ def local_updates(
     generators: list[torch.Generator | None] = [None] * len(chosen)
     if seeds is not None:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    training = _Training(list(chosen), generators, loss, learning_rate, batch_size, epochs)
     if kind == "sequential":
-        train = partial(_one_by_one, batch_size=batch_size, epochs=epochs)
-    else:
-        train = partial(_side_by_side, batch_size=batch_size, epochs=epochs, compiled=kind == "compiled")
-    return train(model, clients, list(chosen), generators, loss, learning_rate)
+        return _one_by_one(model, clients, training)
+    return _side_by_side(model, clients, training, compiled=kind == "compiled")
 
 
-def _one_by_one(
-    model: nn.Module,
-    clients: ClientData,
-    chosen: list[int],
-    generators: list[torch.Generator | None],
-    loss: Loss,
-    learning_rate: float,
-    *,
-    batch_size: int,
-    epochs: int,
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Training:
+    """Who trains, and how."""
+
+    chosen: list[int]
+    generators: list[torch.Generator | None]
+    loss: Loss
+    learning_rate: float
+    batch_size: int
+    epochs: int
+
+
+def _one_by_one(model: nn.Module, clients: ClientData, training: _Training) -> dict[str, Tensor]:
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     rows: list[dict[str, Tensor]] = []
     with torch.random.fork_rng({value.device for value in model.parameters() if value.is_cuda}):
-        for client, generator in zip(chosen, generators, strict=True):
+        for client, generator in zip(training.chosen, training.generators, strict=True):
             if generator is not None:
                 torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
             update = fedavg(
                 model,
                 *clients.samples(client),
-                learning_rate=learning_rate,
-                batch_size=batch_size,
-                epochs=epochs,
+                learning_rate=training.learning_rate,
+                batch_size=training.batch_size,
+                epochs=training.epochs,
                 generator=generator,
-                loss=loss,
-                microbatch=max(64, batch_size),
+                loss=training.loss,
+                microbatch=max(64, training.batch_size),
             )
             rows.append({name: update.tensors[name] for name in trained})
     return {name: torch.stack([row[name] for row in rows]) for name in trained}
 
 
 def _side_by_side(
-    model: nn.Module,
-    clients: ClientData,
-    chosen: list[int],
-    generators: list[torch.Generator | None],
-    loss: Loss,
-    learning_rate: float,
-    *,
-    batch_size: int,
-    epochs: int,
-    compiled: bool,
+    model: nn.Module, clients: ClientData, training: _Training, *, compiled: bool
 ) -> dict[str, Tensor]:
     received = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     if not received:
         raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
     example = next(iter(received.values()))
     device = example.device
-    step = _step(model, loss, compiled)
+    step = _step(model, training.loss, compiled)
+    held = [clients.rows[client] for client in training.chosen]
     # Clients with as many steps side by side: the others would wait for the longest.
-    order = sorted(range(len(chosen)), key=lambda place: len(clients.rows[chosen[place]]))
+    order = sorted(range(len(held)), key=lambda place: len(held[place]))
     budget = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
     width = max(1, budget // sum(value.numel() for value in received.values()))
-    result = {name: value.new_empty(len(chosen), *value.shape) for name, value in received.items()}
+    result = {name: value.new_empty(len(held), *value.shape) for name, value in received.items()}
     for places in np.array_split(order, -(-len(order) // width)):
         rows, weights = _batches(
-            [clients.rows[chosen[place]] for place in places],
-            [generators[place] for place in places],
-            batch_size=batch_size,
-            epochs=epochs,
+            [held[place] for place in places],
+            [training.generators[place] for place in places],
+            batch_size=training.batch_size,
+            epochs=training.epochs,
         )
         current = {name: value.expand(len(places), *value.shape).clone() for name, value in received.items()}
         for rows_now, weights_now in zip(rows, weights, strict=True):
@@ -232,10 +226,10 @@ def _side_by_side(
             )
             inputs = inputs.to(example) if inputs.is_floating_point() else inputs
             try:
-                current = step(current, inputs, targets, weights_now.to(example), learning_rate)
+                current = step(current, inputs, targets, weights_now.to(example), training.learning_rate)
             except RuntimeError as error:
                 if compiled or isinstance(error, torch.OutOfMemoryError):
-                    raise
+                    raise  # not the model's fault, or the compiler's to explain
                 why = str(error).splitlines()[0]
                 raise ValueError(
                     f"this model, or its inputs, cannot be trained for all clients in one pass ({why}): try "

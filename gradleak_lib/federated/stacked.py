@@ -48,37 +48,39 @@ def stacked_outputs(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
         copies, images = len(inputs), inputs.ndim == 5
         if dimensions not in (None, inputs.ndim):
             return in_vmap(parameters, inputs)
-
-        def own(name: str) -> Tensor:
-            name = name.removeprefix(".")  # of a layer that is the whole model
-            return parameters[name] if name in parameters else fixed[name].expand(copies, *fixed[name].shape)
-
+        tensors = {name: value.expand(copies, *value.shape) for name, value in fixed.items()} | {**parameters}
         # Images become [B, KC, H, W]; vectors stay [K, B, D].
         values = inputs.transpose(0, 1).flatten(1, 2) if images else inputs
         if images and inputs.device.type == "cpu":  # pooling and grouped convolutions take half the time
             values = values.contiguous(memory_format=torch.channels_last)
         for name, layer in layers:
-            if isinstance(layer, nn.Conv2d):
-                bias = None if layer.bias is None else own(f"{name}.bias").flatten()
-                weight = own(f"{name}.weight").flatten(0, 1)
-                values = nn.functional.conv2d(
-                    values, weight, bias, layer.stride, layer.padding, layer.dilation, copies * layer.groups
-                )
-            elif isinstance(layer, nn.Embedding):
-                table, places = own(f"{name}.weight"), values.flatten(1).unsqueeze(2)
-                values = table.gather(1, places.expand(-1, -1, table.shape[2])).unflatten(1, values.shape[1:])
-            elif isinstance(layer, nn.Flatten):
-                if images:
-                    values = values.unflatten(1, (copies, -1)).transpose(0, 1)
+            if isinstance(layer, nn.Flatten):
+                values = values.unflatten(1, (copies, -1)).transpose(0, 1) if images else values
                 values = values.flatten(2)
-            elif isinstance(layer, nn.Linear):
-                values = values @ own(f"{name}.weight").transpose(1, 2)
-                values = values if layer.bias is None else values + own(f"{name}.bias").unsqueeze(1)
             else:
-                values = layer(values)
+                # A layer that is the whole model has no name.
+                names = {key: f"{name}.{key}".removeprefix(".") for key, _ in layer.named_parameters()}
+                values = _apply(layer, {key: tensors[names[key]] for key in names}, values)
         return values
 
     return in_groups
+
+
+def _apply(layer: nn.Module, own: Mapping[str, Tensor], values: Tensor) -> Tensor:
+    """One layer of all copies, with parameters ``[K, ...]`` of each copy's own."""
+    if isinstance(layer, nn.Conv2d):
+        bias = own["bias"].flatten() if "bias" in own else None
+        groups = len(own["weight"]) * layer.groups
+        return nn.functional.conv2d(
+            values, own["weight"].flatten(0, 1), bias, layer.stride, layer.padding, layer.dilation, groups
+        )
+    if isinstance(layer, nn.Embedding):
+        table, words = own["weight"], values.flatten(1).unsqueeze(2)
+        return table.gather(1, words.expand(-1, -1, table.shape[2])).unflatten(1, values.shape[1:])
+    if isinstance(layer, nn.Linear):
+        values = values @ own["weight"].transpose(1, 2)
+        return values + own["bias"].unsqueeze(1) if "bias" in own else values
+    return layer(values)
 
 
 def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
