@@ -234,7 +234,7 @@ def last_layer(model: nn.Module) -> str:
     return linear[-1]
 
 
-def with_new_head(model: nn.Module, *, classes: int, seed: int = 0) -> nn.Module:
+def with_new_head(model: nn.Module, *, classes: int, seed: int = 0, bias: bool | None = None) -> nn.Module:
     """Return a copy of a trained network with a new, untrained last linear layer.
 
     Parameters
@@ -245,6 +245,8 @@ def with_new_head(model: nn.Module, *, classes: int, seed: int = 0) -> nn.Module
         Outputs of the new layer, at least 1.
     seed
         Seed of its weights.
+    bias
+        Whether it has one; None: as the old layer.
 
     Raises
     ------
@@ -261,6 +263,61 @@ def with_new_head(model: nn.Module, *, classes: int, seed: int = 0) -> nn.Module
     parent, _, child = name.rpartition(".")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+        head = nn.Linear(old.in_features, classes, bias=old.bias is not None if bias is None else bias)
     setattr(adapted.get_submodule(parent), child, head.to(old.weight).train(old.training))
     return adapted
+
+
+def with_activation(model: nn.Module, activation: type[nn.Module]) -> nn.Module:
+    """Return a copy of a network with another activation in place of every ReLU, sigmoid or tanh layer.
+
+    Parameters
+    ----------
+    model
+        A network whose activations are layers (``lenet``, ``cnn``, ``mlp``, ``convnet``).
+    activation
+        A layer without parameters of its own, such as ``nn.ELU``.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such layer.
+    """
+    changed = copy.deepcopy(model)
+    found = [
+        name
+        for name, layer in changed.named_modules()
+        if isinstance(layer, nn.ReLU | nn.Sigmoid | nn.Tanh) and name
+    ]
+    if not found:
+        raise ValueError("the model has no layer that is a ReLU, sigmoid or tanh")
+    for name in found:
+        parent, _, child = name.rpartition(".")
+        setattr(changed.get_submodule(parent), child, activation())
+    return changed
+
+
+def with_uniform_weights(model: nn.Module, bound: float = 0.5, *, seed: int = 0) -> nn.Module:
+    """Return a copy of a network with every weight and bias drawn uniformly from ``[-bound, bound]``.
+
+    Parameters
+    ----------
+    model
+        Any network.
+    bound
+        Positive.
+    seed
+        Seed of the draw. The global random state is left as it was.
+
+    References
+    ----------
+    The initialisation in the code of Zhu et al. 2019 and Wainakh et al. 2022, with 0.5.
+    """
+    if not 0 < bound < math.inf:
+        raise ValueError(f"bound must be positive and finite, got {bound}")
+    drawn = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in drawn.parameters():
+            parameter.copy_(bound * (2 * torch.rand(parameter.shape, generator=generator) - 1))
+    return drawn

@@ -143,3 +143,32 @@ def test_heads_need_a_linear_layer():
             models.with_new_head(model, classes=classes)
     without_bias = nn.Sequential(nn.Linear(3, 2, bias=False))
     assert models.with_new_head(without_bias, classes=5)[0].bias is None
+
+
+def test_activations_are_replaced_and_nothing_else():
+    model = models.build("lenet", (1, 16, 16), classes=10)
+    changed = models.with_activation(model, nn.ELU)
+    assert sum(isinstance(layer, nn.ELU) for layer in changed.modules()) == 3
+    assert not any(isinstance(layer, nn.Sigmoid) for layer in changed.modules())
+    assert sum(isinstance(layer, nn.Sigmoid) for layer in model.modules()) == 3
+    for one, other in zip(model.parameters(), changed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="no layer that is a ReLU"):
+        models.with_activation(models.build("linear", (4,), classes=2), nn.ELU)
+
+
+def test_uniform_weights():
+    model = models.build("lenet", (1, 16, 16), classes=10)
+    one, same, other = (models.with_uniform_weights(model, 0.5, seed=s) for s in (1, 1, 2))
+    flat = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (one, same, other)]
+    assert torch.equal(flat[0], flat[1])
+    assert not torch.equal(flat[0], flat[2])
+    assert 0.49 < float(flat[0].abs().max()) <= 0.5
+    with pytest.raises(ValueError, match="bound must be positive"):
+        models.with_uniform_weights(model, 0)
+
+
+def test_a_new_head_without_a_bias():
+    bare = models.with_new_head(models.build("lenet", (1, 16, 16), classes=10), classes=4, bias=False)
+    assert bare[-1].bias is None
+    assert bare(torch.rand(2, 1, 16, 16)).shape == (2, 4)

@@ -1,5 +1,6 @@
 """Named data sets as plain records: images, table rows, and users with their devices."""
 
+from gradleak_lib.data.batches import draw_images, draw_labels
 from gradleak_lib.data.datasets import NAMES, fetch, load
 from gradleak_lib.data.flickr import open_images, pipa
 from gradleak_lib.data.images import ImageDataset
@@ -23,6 +24,8 @@ __all__ = [
     "blogs",
     "data_root",
     "digit_scenes",
+    "draw_images",
+    "draw_labels",
     "fetch",
     "hold_out",
     "load",

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from gradleak_lib.data.folder import list_folder, read_images
 from gradleak_lib.data.images import ImageDataset, to_float
-from gradleak_lib.data.photos import MAX_SIZE, load_photos
+from gradleak_lib.data.photos import MAX_SIZE, load_photos, load_places
 from gradleak_lib.data.root import data_root
 from gradleak_lib.data.tabular import TABLES, fetch_adult
 from gradleak_lib.data.torchvision_sets import SETS, fetch_set, read_set
 from gradleak_lib.data.writers import fetch_writers
 
-NAMES = ("photos", "digits", *SETS)
+NAMES = ("photos", "places", "digits", *SETS)
 SPLITS = ("train", "test")
 
 
@@ -35,15 +35,17 @@ def load(
     Parameters
     ----------
     name
-        ``"photos"`` (crops of ten photographs) or ``"digits"`` (1,797 of 8 x 8 pixels), no download needed;
+        ``"photos"`` (crops of ten photographs), ``"places"`` (crops of 100 places in them) or ``"digits"``
+        (1,797 of 8 x 8 pixels), no download needed;
         ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"``; or a folder of images, absolute,
         relative, or under the data root: its subfolders are the classes. A folder that bears one of the names
         is written ``./photos``.
     size
-        Height and width in pixels. None: 224 for photos (which come in 8 to 224) and folders, else the data
-        set's own.
+        Height and width in pixels. None: 224 for photos (which come in 8 to 224) and folders, 32 for places (8 to
+        90), else the data set's own.
     n
-        Number of images, drawn without replacement. None: all, in the order of the files; 64 for photos.
+        Number of images, drawn without replacement. None: all, in the order of the files; 64 for photos,
+        1,000 for places.
     seed
         Seed of the draw, 0 or more.
     split
@@ -73,6 +75,8 @@ def load(
     _check_arguments(size, n, seed, split)
     if name == "photos":
         return load_photos(size or MAX_SIZE, 64 if n is None else n, seed=seed, distinct=distinct)
+    if name == "places":
+        return load_places(size or 32, 1000 if n is None else n, seed=seed)
     if name == "digits":
         bunch = load_digits()
         # The grey levels run from 0 to 16.

@@ -1,5 +1,6 @@
 """How bad a leak is: scores that only the evaluator can compute, since only it has the originals."""
 
+from gradleak_lib.metrics.labels import attack_success_rate, chance_success_rate
 from gradleak_lib.metrics.linkability import (
     Identification,
     balanced_pairs,
@@ -26,7 +27,9 @@ __all__ = [
     "Cost",
     "Identification",
     "Score",
+    "attack_success_rate",
     "balanced_pairs",
+    "chance_success_rate",
     "identification",
     "identified",
     "identity_bits",

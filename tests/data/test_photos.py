@@ -148,3 +148,16 @@ def test_more_crops_start_with_the_same_ones():
 def test_size_out_of_range(size):
     with pytest.raises(ValueError, match=rf"size={size}: photos come in sizes from 8 to 224"):
         load_photos(size, 4)
+
+
+def test_places_are_a_hundred_and_tell_apart():
+    places = load("places", 16, n=600, seed=3)
+    assert places.images.shape == (600, 3, 16, 16)
+    assert len(places.classes) == 100
+    assert len(places.labels.unique()) > 95
+    assert torch.equal(places.images, load("places", 16, n=600, seed=3).images)
+    assert not torch.equal(places.images, load("places", 16, n=600, seed=4).images)
+    # A crop of one photograph's place comes from that photograph.
+    assert {places.classes[label].rpartition(" ")[0] for label in places.labels.tolist()} == set(PHOTOGRAPHS)
+    with pytest.raises(ValueError, match="places come in sizes from 8 to 90"):
+        load("places", 91)

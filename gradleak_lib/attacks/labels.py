@@ -1,0 +1,398 @@
+"""How often each label occurs in a client's batch, read from the gradient of the last layer.
+
+Every attack returns counts, int64 ``[K]``, which sum to the number of samples behind the update; the order of the
+samples is lost in the gradient, and does not matter. The model is the one that the server sent out.
+"""
+
+import heapq
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradleak_lib.attacks.analytic import linear_input
+from gradleak_lib.federated.functional import as_function
+from gradleak_lib.federated.update import Update
+from gradleak_lib.models import last_layer
+
+Dummies = Literal["zeros", "ones", "random"]
+
+
+def class_gradients(update: Update, model: nn.Module) -> Tensor:
+    """Sum of each row of the last layer's weight gradient: one number a class.
+
+    Parameters
+    ----------
+    update
+        A gradient, or the change of parameters after local steps: then the mean gradient of these steps, which is
+        the gradient of all samples as far as the parameters moved little.
+    model
+        The model that the server sent out.
+
+    Returns
+    -------
+    Tensor
+        float64 ``[K]``.
+
+    Raises
+    ------
+    ValueError
+        If the update is of another model or holds NaN or infinity, or a change of parameters has no learning rate.
+
+    References
+    ----------
+    Wainakh et al. 2022, Sec. 3 (g_i).
+    """
+    return _last_gradient(update, model)[0].sum(1)
+
+
+def idlg(update: Update, model: nn.Module) -> Tensor:
+    """Label of a single sample, by the signs of inner products between rows of the gradient.
+
+    A row of the gradient is the features below the last layer, times the probability of the class, minus 1 for the
+    label. So the label's row points against all others, whatever the activation. With two classes either row points
+    against the other, and the sign of the row's sum decides, for features that are not negative.
+
+    Parameters
+    ----------
+    update, model
+        As for `class_gradients`.
+
+    Raises
+    ------
+    ValueError
+        As for `class_gradients`, or if there is more than one sample.
+
+    References
+    ----------
+    Zhao et al. 2020, Sec. 3.
+    """
+    if update.samples != 1:
+        raise ValueError(f"idlg reads one label, and {update.samples} samples are behind the update: try llg")
+    weight, _ = _last_gradient(update, model)
+    if len(weight) <= 2:
+        label = weight.sum(1).argmin()
+    else:
+        products = weight @ weight.T
+        label = products.fill_diagonal_(-torch.inf).amax(1).argmin()
+    return _on(update, np.bincount([int(label)], minlength=len(weight)))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a server learns by passing images of its own through the model that it sends out.
+
+    Parameters
+    ----------
+    impact
+        m, negative: what one sample adds to the gradient of its class in a batch of one; in a batch of n it adds
+        ``impact / n``.
+    offset
+        s, float64 ``[K]``: gradient of each class in batches without it.
+    probabilities
+        float64 ``[K]``: mean probability of each class.
+
+    References
+    ----------
+    Wainakh et al. 2022, Sec. 4.
+    """
+
+    impact: float
+    offset: Tensor
+    probabilities: Tensor
+
+
+def dummies(kind: Dummies, shape: tuple[int, ...], count: int = 1, *, seed: int = 0) -> Tensor:
+    """Images without content, for `probe`.
+
+    Parameters
+    ----------
+    kind
+        ``"zeros"``, ``"ones"``, or ``"random"``, uniform in [0, 1].
+    shape
+        Of one image.
+    count
+        Number of images, at least 1; one is enough where all are equal.
+    seed
+        Seed of random images.
+
+    Returns
+    -------
+    Tensor
+        float32 ``[count, *shape]``.
+
+    References
+    ----------
+    The authors' code takes zeros for MNIST, ones for CIFAR-100 and random images for SVHN.
+    """
+    if kind not in get_args(Dummies) or count < 1:
+        raise ValueError(
+            f"kind must be one of {', '.join(get_args(Dummies))}, and count 1 or more; got {kind!r}, {count}"
+        )
+    if kind == "random":
+        return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
+    return torch.full((count, *shape), float(kind == "ones"))
+
+
+@torch.no_grad()
+def probe(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Probe:
+    """Estimate impact and offset from images of the server's own.
+
+    The paper takes gradients of batches that hold one class each. They are computed here in closed form, from one
+    forward pass: sample x with label y contributes (p_i(x) - [i = y]) S(x) to the gradient of class i, where p is the
+    softmax and S the sum of the features below the last layer.
+
+    Parameters
+    ----------
+    model
+        The model that the server sends out; left as it was.
+    images
+        ``[N, ...]``, inputs of the model.
+    labels
+        int64 ``[N]``: auxiliary data of at least two classes (LLG+). None: dummies, each of which takes every label
+        in turn (LLG*).
+
+    Returns
+    -------
+    Probe
+        Classes count alike, however many images they have.
+
+    Raises
+    ------
+    ValueError
+        If the labels do not fit, or the model's outputs are not scores of classes from its last linear layer, or not
+        finite.
+
+    References
+    ----------
+    Wainakh et al. 2022, Sec. 4 (LLG*, LLG+), with the factor 1 + 1/K.
+    """
+    sums, probabilities = _features(model, images)
+    classes = probabilities.shape[1]
+    absent = probabilities * sums[:, None]  # what a sample adds to classes that are not its own
+    if labels is None:
+        own, offset, mean = (absent - sums[:, None]).mean(), absent.mean(0), probabilities.mean(0)
+    else:
+        if labels.shape != (len(images),) or labels.is_floating_point():
+            raise ValueError(f"labels must be whole numbers [{len(images)}], got shape {tuple(labels.shape)}")
+        labels = labels.to(sums.device)
+        present = labels.unique()
+        if int(present[0]) < 0 or int(present[-1]) >= classes or len(present) < min(2, classes):
+            raise ValueError(
+                f"labels must hold two or more of 0 to {classes - 1}, got {present.tolist()[:8]}"
+            )
+        rows = torch.stack([absent[labels == label].mean(0) for label in present])
+        own = torch.stack([rows[i, c] - sums[labels == c].mean() for i, c in enumerate(present)]).mean()
+        foreign = present[:, None] != torch.arange(classes, device=present.device)
+        offset = (rows * foreign).sum(0) / foreign.sum(0).clamp(min=1)
+        mean = torch.stack([probabilities[labels == label].mean(0) for label in present]).mean(0)
+    return Probe(float(own) * (1 + 1 / classes), offset, mean)
+
+
+def llg(update: Update, model: nn.Module, probe: Probe | None = None) -> Tensor:
+    """Labels by direction and size of the gradients of the classes.
+
+    First every class with a negative gradient is taken once: for features that are not negative it must be in the
+    batch. Then the class with the lowest gradient is taken again and again, and its gradient raised by the impact
+    each time.
+
+    Parameters
+    ----------
+    update, model
+        As for `class_gradients`.
+    probe
+        None: impact from the negative gradients themselves, no offset (LLG). From `probe` with dummies: LLG*; with
+        auxiliary data: LLG+.
+
+    Raises
+    ------
+    ValueError
+        As for `class_gradients`, or if the probe is of another number of classes.
+
+    References
+    ----------
+    Wainakh et al. 2022, Sec. 4, Alg. 1. Where noise makes more classes negative than there are samples, the most
+    negative ones are taken.
+    """
+    gradients = class_gradients(update, model).cpu().numpy()
+    classes, samples = len(gradients), update.samples
+    if probe is None:
+        impact = gradients[gradients < 0].sum() * (1 + 1 / classes) / samples
+        offset = np.zeros(classes)
+    else:
+        impact, offset = probe.impact / samples, _fitting(probe.offset, classes)
+    counts = np.zeros(classes, dtype=np.int64)
+    lowest = np.argsort(gradients, kind="stable")[:samples]
+    counts[lowest[gradients[lowest] < 0]] = 1
+    heap = [(value, label) for label, value in enumerate(gradients - offset - impact * counts)]
+    heapq.heapify(heap)
+    for _ in range(samples - int(counts.sum())):
+        value, label = heap[0]
+        counts[label] += 1
+        heapq.heapreplace(heap, (value - impact, label))
+    return _on(update, counts)
+
+
+def probe_from_gradient(update: Update, model: nn.Module) -> Probe:
+    """Impact and offset from the update alone, if all samples get every class with probability 1/K.
+
+    LLG takes the sum of the negative gradients for the whole impact. But a present class is also pushed up by the
+    samples of all others: with r of K classes negative, the sum is short by the factor 1 - r/K, which LLG expands for
+    r = 1. Here is the factor itself, and the offset that goes with it.
+
+    Parameters
+    ----------
+    update, model
+        As for `class_gradients`.
+
+    References
+    ----------
+    Ours; see the chapter on label leakage. The assumption is that of an untrained model with small weights.
+    """
+    gradients = class_gradients(update, model)
+    negative = gradients < 0
+    classes = len(gradients)
+    share = min(float(negative.sum()) / classes, 1 - 1 / max(2, classes))
+    features = -float(gradients[negative].sum()) / (1 - share)
+    uniform = torch.full_like(gradients, 1 / classes)
+    return Probe(-features, features * uniform, uniform)
+
+
+def bias_counts(update: Update, model: nn.Module, probe: Probe) -> Tensor:
+    """Counts from the gradient of the last biases: n times (mean probability minus gradient).
+
+    The gradient of a bias is the mean of p_c - [c = y] over the batch, with no feature in it, so no activation can
+    break it. The server does not know the batch's mean probability and puts that of its own images in its place.
+
+    Parameters
+    ----------
+    update, model
+        As for `class_gradients`.
+    probe
+        From `probe`, with dummies or auxiliary data.
+
+    Raises
+    ------
+    ValueError
+        As for `llg`, or if the last layer has no bias.
+
+    References
+    ----------
+    Gat and Sharif 2024 (LLBG); Chen and Vikalo 2024 (RLU) for several local steps.
+    """
+    bias = _bias(_last_gradient(update, model)[1], "bias_counts")
+    mean = _fitting(probe.probabilities, len(bias))
+    return _on(update, _whole(update.samples * (mean - bias.cpu().numpy()), update.samples))
+
+
+def ilrg(update: Update, model: nn.Module) -> Tensor:
+    """Counts that solve the equations of the last layer, with the features of each class read from its gradient.
+
+    Dividing a class's row of the weight gradient by that of its bias gives features typical of the class; the last
+    layer turns them into its probabilities. The counts then solve a linear system in the least-squares sense.
+
+    Parameters
+    ----------
+    update, model
+        As for `class_gradients`.
+
+    Raises
+    ------
+    ValueError
+        As for `class_gradients`, or if the last layer has no bias.
+
+    References
+    ----------
+    Ma et al. 2023 (iLRG), Sec. 3. Negative solutions are set to zero by the projection onto counts that sum to n.
+    """
+    weight, bias = _last_gradient(update, model)
+    bias = _bias(bias, "ilrg")
+    layer = cast(nn.Linear, model.get_submodule(last_layer(model)))
+    inputs, rows = linear_input(weight, bias)
+    # A class whose gradient is lost in rounding is taken for an average one.
+    embedded = inputs.mean(0).expand_as(weight).clone() if len(rows) else torch.zeros_like(weight)
+    embedded[rows] = inputs
+    scores = nn.functional.linear(embedded, layer.weight.detach().to(weight), layer.bias.detach().to(weight))
+    # Where features times weights overflow, the row says nothing.
+    probabilities = scores.softmax(1).nan_to_num(nan=1 / len(weight)).cpu().numpy()
+    count, samples = len(weight), update.samples
+    system = np.vstack([probabilities.T - np.eye(count), np.ones((1, count))])
+    right = np.append(samples * bias.cpu().numpy(), samples)
+    return _on(update, _whole(np.linalg.lstsq(system, right, rcond=None)[0], samples))
+
+
+def _last_gradient(update: Update, model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Gradient of the last layer's weights ``[K, D]`` and biases ``[K]`` if it has any, in double precision."""
+    name = last_layer(model)
+    layer = cast(nn.Linear, model.get_submodule(name))
+    sent = update.layer(name) if name else dict(update.tensors)
+    for key, value in layer.named_parameters():
+        if key not in sent or sent[key].shape != value.shape:
+            given = tuple(sent[key].shape) if key in sent else "nothing"
+            raise ValueError(
+                f"the update is of another model: {name}.{key} has shape {tuple(value.shape)}, and it brings {given}"
+            )
+    scale = 1.0
+    if update.kind == "delta":
+        if update.learning_rate is None:
+            raise ValueError("a change of parameters needs its learning_rate to be read as a gradient")
+        scale = -1 / (update.learning_rate * update.local_steps)
+    bias = None if layer.bias is None else scale * sent["bias"].double()
+    return scale * sent["weight"].double(), bias
+
+
+def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the features below the last layer ``[N]`` and probabilities ``[N, K]``, in double precision."""
+    layer = model.get_submodule(last_layer(model))
+    seen: list[Tensor] = []
+    example = next(model.parameters())
+    buffers = {name: value.clone() for name, value in model.named_buffers()}  # batch norm may write to them
+    hook = layer.register_forward_hook(lambda _, inputs, outputs: seen.extend((inputs[0], outputs)))
+    try:
+        with torch.random.fork_rng({example.device} if example.is_cuda else ()):
+            outputs = [as_function(model)(buffers, part.to(example)) for part in images.split(512)]
+    finally:
+        hook.remove()
+    if len(images) == 0 or not seen or seen[0].ndim != 2:
+        raise ValueError(
+            "the probe needs images, and a model whose last linear layer takes one vector a sample"
+        )
+    features, scores = torch.cat(seen[0::2]).double(), torch.cat(seen[1::2]).double()
+    if not (features.isfinite().all() and scores.isfinite().all()):
+        raise ValueError("the model's outputs are NaN or infinity: check its parameters and the images")
+    if not torch.equal(scores, torch.cat(outputs).double()):
+        raise ValueError("the model's outputs must be the scores of its last linear layer, without a softmax")
+    return features.sum(1), scores.softmax(1)
+
+
+def _bias(bias: Tensor | None, attack: str) -> Tensor:
+    if bias is None:
+        raise ValueError(f"{attack} reads the last layer's bias, and this one has none: try llg")
+    return bias
+
+
+def _fitting(values: Tensor, classes: int) -> np.ndarray:
+    """Numbers of a probe, one a class."""
+    if len(values) != classes:
+        raise ValueError(f"the probe is of a model with {len(values)} classes, the update has {classes}")
+    return values.cpu().numpy()
+
+
+def _whole(shares: np.ndarray, samples: int) -> np.ndarray:
+    """Project onto counts that sum to ``samples``, and round by largest remainder."""
+    shares = shares - shares.max()  # so that large ones keep their differences
+    ordered = np.sort(shares)[::-1]
+    excess = (np.cumsum(ordered) - samples) / np.arange(1, len(shares) + 1)
+    level = excess[np.flatnonzero(ordered > excess)[-1]]
+    projected = np.maximum(shares - level, 0)
+    counts = np.floor(projected).astype(np.int64)
+    left = samples - int(counts.sum())
+    counts[np.argsort(counts - projected, kind="stable")[:left]] += 1
+    return counts
+
+
+def _on(update: Update, counts: np.ndarray) -> Tensor:
+    device = next(iter(update.tensors.values())).device
+    return torch.as_tensor(counts, dtype=torch.int64, device=device)

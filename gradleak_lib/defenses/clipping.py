@@ -1,0 +1,133 @@
+"""Bounding what one update, or one sample, can change."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+from gradleak_lib.defenses.noise import UpdateDefense, gaussian_noise
+from gradleak_lib.federated.functional import as_function
+from gradleak_lib.federated.update import Update, check_finite
+
+
+def clip(bound: float, *, within: Literal["update", "tensor"] = "update") -> UpdateDefense:
+    """Scale an update down to a Euclidean norm.
+
+    Parameters
+    ----------
+    bound
+        Largest norm, positive. Smaller updates stay as they are.
+    within
+        ``"update"``: the norm of the whole update. ``"tensor"``: of each tensor by itself, as the released code of
+        LLG does.
+
+    Raises
+    ------
+    ValueError
+        If the bound is out of range; when it is used, if the update holds NaN or infinity.
+
+    References
+    ----------
+    Abadi et al. 2016, Alg. 1; McMahan et al. 2018 (clipping of a client's update).
+    """
+    if not 0 < bound < math.inf or within not in ("update", "tensor"):
+        raise ValueError(
+            f"bound must be positive and finite, within 'update' or 'tensor', got {bound}, {within!r}"
+        )
+
+    def defense(update: Update) -> Update:
+        check_finite(update.tensors)
+        norms = {name: tensor.double().norm() for name, tensor in update.tensors.items()}
+        whole = torch.stack(list(norms.values())).norm()
+        tensors = {
+            name: tensor * (bound / (whole if within == "update" else norms[name])).clamp(max=1).to(tensor)
+            for name, tensor in update.tensors.items()
+        }
+        return replace(update, tensors=tensors)
+
+    return defense
+
+
+def chain(*defenses: UpdateDefense) -> UpdateDefense:
+    """Apply defences one after the other: ``chain(clip(1.0), gaussian_noise(0.01))``."""
+
+    def defense(update: Update) -> Update:
+        for each in defenses:
+            update = each(update)
+        return update
+
+    return defense
+
+
+def dp_sgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bound: float,
+    noise_multiplier: float,
+    loss: Callable[..., Tensor] = nn.functional.cross_entropy,
+    seed: int = 0,
+    microbatch: int = 32,
+) -> Update:
+    """Gradient of a batch whose samples are clipped one by one, with noise: what a client sends under DP-SGD.
+
+    Parameters
+    ----------
+    model, images, labels, loss
+        As for `gradleak_lib.federated.fedsgd`; without layers that mix the samples of a batch.
+    bound
+        C, largest norm of the gradient of one sample, positive.
+    noise_multiplier
+        z, 0 or more: the sum of the clipped gradients gets Gaussian noise of standard deviation z C.
+    seed
+        Seed of the noise.
+    microbatch
+        Samples whose gradients are held at once, at least 1.
+
+    Returns
+    -------
+    Update
+        The noisy sum, divided by the number of samples. What privacy it buys depends on how batches are drawn and how
+        often; nothing here accounts for that.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, images and labels differ in number, or the gradient is NaN or infinity.
+
+    References
+    ----------
+    Abadi et al. 2016, Alg. 1.
+    """
+    if not 0 < bound < math.inf or not 0 <= noise_multiplier < math.inf or microbatch < 1:
+        raise ValueError(
+            "bound must be positive, noise_multiplier 0 or more, both finite, microbatch at least 1; got "
+            f"{bound}, {noise_multiplier}, {microbatch}"
+        )
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            f"images and labels must be equally many and not none, got {len(images)}, {len(labels)}"
+        )
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = {name: value.detach() for name, value in model.named_buffers()}
+    outputs_of = as_function(model)
+    example = next(iter(parameters.values()))
+
+    def of_one(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return loss(outputs_of(values | buffers, image[None]), label[None], reduction="sum")
+
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for part, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
+        each = vmap(grad(of_one), (None, 0, 0))(parameters, part.to(example), part_labels.to(example.device))
+        check_finite(each)
+        norms = torch.stack([value.flatten(1).double().norm(dim=1) for value in each.values()]).norm(dim=0)
+        factors = (bound / norms).clamp(max=1).to(example)
+        for name, value in each.items():
+            total[name] += torch.tensordot(factors, value, 1)
+    clipped = Update({name: value / len(images) for name, value in total.items()}, "gradient", len(images))
+    return gaussian_noise(noise_multiplier * bound / len(images), seed=seed)(clipped)

@@ -1,0 +1,61 @@
+"""Scores of attacks on labels."""
+
+import numpy as np
+from scipy.stats import binom
+from torch import Tensor
+
+
+def attack_success_rate(found: Tensor, true: Tensor) -> float:
+    """Share of the batch's labels that an attack found, counted with repetition (ASR).
+
+    Parameters
+    ----------
+    found, true
+        int ``[K]``: how often each label was found, and how often it occurs; both sum to the batch size.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, a count is negative, or the sums differ or are zero.
+
+    References
+    ----------
+    Wainakh et al. 2022, Sec. 5.
+    """
+    if found.shape != true.shape or found.ndim != 1:
+        raise ValueError(f"counts must be [K], got shapes {tuple(found.shape)} and {tuple(true.shape)}")
+    if min(int(found.min()), int(true.min())) < 0 or not int(found.sum()) == int(true.sum()) > 0:
+        raise ValueError(
+            f"counts must be 0 or more and sum to the same number of samples, got sums {int(found.sum())} and "
+            f"{int(true.sum())}"
+        )
+    return float(found.minimum(true.to(found)).sum()) / float(true.sum())
+
+
+def chance_success_rate(true: Tensor) -> float:
+    """Expected success rate of guessing every label uniformly at random, in closed form.
+
+    The number of guesses X of a class is binomial, and the expectation of min(X, c) is the sum of P(X > j) over
+    j < c.
+
+    Parameters
+    ----------
+    true
+        int ``[K]``: how often each label occurs in the batch.
+
+    Returns
+    -------
+    float
+        In (0, 1]. Large for large balanced batches: a guess of everything is right where everything is there.
+    """
+    counts = true.cpu().numpy()
+    samples, classes = int(counts.sum()), len(counts)
+    if samples < 1 or counts.min() < 0:
+        raise ValueError(f"counts must be 0 or more and not all zero, got {counts.tolist()[:8]}")
+    hits = np.cumsum(binom.sf(np.arange(counts.max()), samples, 1 / classes))
+    return float(hits[counts[counts > 0] - 1].sum()) / samples

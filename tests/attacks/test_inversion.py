@@ -1,0 +1,52 @@
+"""Deep leakage from gradients."""
+
+import copy
+
+import pytest
+import torch
+
+from gradleak_lib import data, models
+from gradleak_lib.attacks.inversion import dlg
+from gradleak_lib.federated import Update, fedavg, fedsgd
+from gradleak_lib.metrics import psnr
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """One digit, the network, its gradient."""
+    digit = data.load("digits", 8, n=1)
+    model = models.build("lenet", (1, 8, 8), classes=10)
+    return digit, model, fedsgd(model, digit.images, digit.labels)
+
+
+def test_one_digit_and_its_label_come_back(attacked):
+    digit, model, update = attacked
+    before = copy.deepcopy(model.state_dict())
+    found = dlg(update, model, (1, 8, 8), iterations=60, seed=1)
+    assert found.probabilities.shape == (1, 10)
+    assert found.probabilities.argmax(1).tolist() == digit.labels.tolist()
+    assert found.distance < 1e-4
+    assert float(psnr(found.images.clamp(0, 1), digit.images)) > 20
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_and_more_steps_are_never_worse(attacked):
+    _, model, update = attacked
+    one, same, longer = (dlg(update, model, (1, 8, 8), iterations=n) for n in (2, 2, 4))
+    assert torch.equal(one.images, same.images)
+    assert longer.distance <= one.distance
+
+
+def test_bad_input(attacked):
+    digit, model, update = attacked
+    with pytest.raises(ValueError, match="1 or more iterations, got a gradient and 0 iterations"):
+        dlg(update, model, (1, 8, 8), iterations=0)
+    delta = fedavg(model, digit.images, digit.labels, learning_rate=0.1, batch_size=1)
+    with pytest.raises(ValueError, match="got a delta"):
+        dlg(delta, model, (1, 8, 8))
+    with pytest.raises(ValueError, match="another architecture"):
+        dlg(update, models.build("lenet", (1, 8, 8), classes=9), (1, 8, 8))
+    broken = Update({name: value * torch.nan for name, value in update.tensors.items()}, "gradient", 1)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        dlg(broken, model, (1, 8, 8))

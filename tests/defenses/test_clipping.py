@@ -1,0 +1,94 @@
+"""Clipping, chains, and DP-SGD against a loop over the samples."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradleak_lib import data, models
+from gradleak_lib.defenses import chain, clip, dp_sgd, gaussian_noise
+from gradleak_lib.federated import Update, fedsgd
+
+
+def drawn(seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return Update(
+        {name: scale * torch.randn(n, generator=generator) for name, n in (("w", 30), ("b", 4))},
+        "gradient",
+        5,
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    bound=st.floats(1e-6, 1e6), scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e12]), seed=st.integers(0, 2**31)
+)
+def test_norms_are_bounded_and_directions_kept(bound, scale, seed):
+    update = drawn(seed, scale)
+    sent = clip(bound)(update)
+    assert float(sent.flat().double().norm()) <= bound * (1 + 1e-6)
+    similarity = torch.cosine_similarity(sent.flat().double(), update.flat().double(), dim=0, eps=0)
+    assert float(similarity) == pytest.approx(1)
+    for name, tensor in clip(bound, within="tensor")(update).tensors.items():
+        assert float(tensor.double().norm()) <= bound * (1 + 1e-6)
+        if float(update.tensors[name].double().norm()) <= bound:
+            assert torch.equal(tensor, update.tensors[name])
+
+
+def test_small_updates_and_zeros_stay():
+    assert torch.equal(clip(1e9)(drawn(0)).flat(), drawn(0).flat())
+    nothing = Update({"w": torch.zeros(3)}, "gradient", 1)
+    assert torch.equal(clip(1.0)(nothing).flat(), torch.zeros(3))
+
+
+def test_a_chain_goes_from_left_to_right():
+    clipped_last = chain(gaussian_noise(10.0), clip(1.0))(drawn(0))
+    assert float(clipped_last.flat().norm()) <= 1 + 1e-6
+    noisy_last = chain(clip(1.0), gaussian_noise(10.0))(drawn(0))
+    assert float(noisy_last.flat().norm()) > 1
+    assert torch.equal(chain()(drawn(0)).flat(), drawn(0).flat())
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet20"])
+@pytest.mark.parametrize("bound", [0.5, 1e9])
+def test_dp_sgd_clips_each_sample(name, bound):
+    digits = data.load("digits", 16, n=7)
+    model = models.build(name, (1, 16, 16), classes=10)
+    sent = dp_sgd(model, digits.images, digits.labels, bound=bound, noise_multiplier=0, microbatch=3)
+    one_by_one = [
+        clip(bound)(fedsgd(model, digits.images[i : i + 1], digits.labels[i : i + 1])).flat()
+        for i in range(7)
+    ]
+    assert torch.allclose(sent.flat(), torch.stack(one_by_one).mean(0), rtol=1e-4, atol=1e-6)
+    assert (sent.kind, sent.samples) == ("gradient", 7)
+
+
+def test_noise_is_that_of_the_multiplier_and_seeded():
+    digits = data.load("digits", 8, n=4)
+    model = models.build("mlp", (1, 8, 8), classes=10)
+
+    def sent(multiplier, seed=0):
+        return dp_sgd(
+            model, digits.images, digits.labels, bound=2.0, noise_multiplier=multiplier, seed=seed
+        ).flat()
+
+    noise = sent(0.5) - sent(0.0)
+    assert float(noise.std()) == pytest.approx(0.5 * 2.0 / 4, rel=0.02)
+    assert torch.equal(sent(0.5), sent(0.5))
+    assert not torch.equal(sent(0.5), sent(0.5, seed=1))
+
+
+def test_bad_input():
+    model, images = models.build("mlp", (4,), classes=3), torch.rand(2, 4)
+    with pytest.raises(ValueError, match="bound must be positive"):
+        clip(0.0)
+    with pytest.raises(ValueError, match="within 'update' or 'tensor'"):
+        clip(1.0, within="layer")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        clip(1.0)(Update({"w": torch.tensor([torch.inf])}, "gradient", 1))
+    with pytest.raises(ValueError, match="noise_multiplier 0 or more"):
+        dp_sgd(model, images, torch.tensor([0, 1]), bound=1.0, noise_multiplier=-1)
+    with pytest.raises(ValueError, match="equally many and not none, got 2, 1"):
+        dp_sgd(model, images, torch.tensor([0]), bound=1.0, noise_multiplier=0)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        dp_sgd(model, images * torch.nan, torch.tensor([0, 1]), bound=1.0, noise_multiplier=0)
