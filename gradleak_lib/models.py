@@ -221,7 +221,7 @@ class ResNet20(nn.Module):
 
 
 def last_layer(model: nn.Module) -> str:
-    """Name of the last linear layer, which most attacks on labels and users look at.
+    """Name of the last linear layer, which most attacks on labels and users look at: last in the order of definition.
 
     Raises
     ------
@@ -286,14 +286,14 @@ def with_activation(model: nn.Module, activation: type[nn.Module]) -> nn.Module:
     changed = copy.deepcopy(model)
     found = [
         name
-        for name, layer in changed.named_modules()
+        for name, layer in changed.named_modules(remove_duplicate=False)
         if isinstance(layer, nn.ReLU | nn.Sigmoid | nn.Tanh) and name
     ]
     if not found:
         raise ValueError("the model has no layer that is a ReLU, sigmoid or tanh")
     for name in found:
         parent, _, child = name.rpartition(".")
-        setattr(changed.get_submodule(parent), child, activation())
+        setattr(changed.get_submodule(parent), child, activation().train(model.training))
     return changed
 
 

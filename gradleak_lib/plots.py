@@ -1,7 +1,7 @@
 """How results look: one theme, one palette, one width."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from scipy import stats
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -118,8 +119,24 @@ def pairs(
     return figure
 
 
+def interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
+    """95% interval of the mean of a few independent measurements, by Student's t; a point where there is only one."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return mean - half, mean + half
+
+
 def lines(
-    data: pd.DataFrame, x: str, y: str, *, hue: str | None = None, log: bool = False, ax: Axes | None = None
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    hue: str | None = None,
+    log: bool = False,
+    ax: Axes | None = None,
+    errorbar: tuple[str, float] | Callable = ("ci", 95),
 ) -> Axes:
     """Line plot over repeated measurements: the mean, with a band of its 95% interval.
 
@@ -131,13 +148,15 @@ def lines(
         Logarithmic x axis.
     ax
         Draws into it; None opens a new figure.
+    errorbar
+        Seaborn's; the default resamples, which understates the interval of a few measurements: see `interval`.
     """
     if ax is None:
         _, ax = plt.subplots()
     if hue is not None:
         data = data.assign(**{hue: data[hue].astype(str)})  # colours that tell groups apart, not shades
     sns.lineplot(
-        data, x=x, y=y, hue=hue, style=hue, markers=True, dashes=False, errorbar=("ci", 95), seed=0, ax=ax
+        data, x=x, y=y, hue=hue, style=hue, markers=True, dashes=False, errorbar=errorbar, seed=0, ax=ax
     )
     if log:
         ax.set_xscale("log")

@@ -46,6 +46,12 @@ def test_large_balanced_batches_are_easy_to_guess():
     )
 
 
+def test_any_whole_numbers():
+    counts = torch.tensor([200, 100], dtype=torch.uint8), torch.tensor([250, 50])
+    assert attack_success_rate(*counts) == pytest.approx(250 / 300)
+    assert chance_success_rate(torch.tensor([7_000_000, 3_000_000])) == pytest.approx(0.8, abs=1e-3)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"counts must be \[K\]"):
         attack_success_rate(torch.tensor([1, 2]), torch.tensor([3]))

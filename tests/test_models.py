@@ -153,6 +153,11 @@ def test_activations_are_replaced_and_nothing_else():
     assert sum(isinstance(layer, nn.Sigmoid) for layer in model.modules()) == 3
     for one, other in zip(model.parameters(), changed.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert not any(layer.training for layer in changed.modules())
+    shared = nn.ReLU()
+    twice = models.with_activation(nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared), nn.ELU)
+    assert isinstance(twice[1], nn.ELU)
+    assert isinstance(twice[3], nn.ELU)
     with pytest.raises(ValueError, match="no layer that is a ReLU"):
         models.with_activation(models.build("linear", (4,), classes=2), nn.ELU)
 
@@ -163,7 +168,8 @@ def test_uniform_weights():
     flat = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (one, same, other)]
     assert torch.equal(flat[0], flat[1])
     assert not torch.equal(flat[0], flat[2])
-    assert 0.49 < float(flat[0].abs().max()) <= 0.5
+    assert -0.5 <= float(flat[0].min()) < -0.49 < 0.49 < float(flat[0].max()) <= 0.5
+    assert float(one[-1].bias.abs().min()) > 0
     with pytest.raises(ValueError, match="bound must be positive"):
         models.with_uniform_weights(model, 0)
 

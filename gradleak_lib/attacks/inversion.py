@@ -39,7 +39,8 @@ def dlg(
     update
         A gradient (FedSGD) of the model.
     model
-        The model that the server sent out, twice differentiable (sigmoid rather than ReLU); left as it was.
+        The model that the server sent out, in evaluation mode, twice differentiable (sigmoid rather than ReLU); left
+        as it was.
     shape
         Of one input.
     iterations
@@ -62,15 +63,22 @@ def dlg(
         )
     update.check(model)
     update.flat()  # refuses NaN and infinity
-    parameters = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
-    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
-    sent = [update.tensors[name].to(value) for name, value in parameters.items()]
+    trained = {
+        name: value.detach().requires_grad_()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+    fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
+    fixed |= {name: value.detach().clone() for name, value in model.named_buffers()}
+    if not trained:
+        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    sent = [update.tensors[name].detach().to(value) for name, value in trained.items()]
     outputs_of = as_function(model)
     example = sent[0]
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(update.samples, *shape, generator=generator).to(example)
     with torch.no_grad():
-        classes = outputs_of(parameters | buffers, images[:1]).shape[1]
+        classes = outputs_of(trained | fixed, images).shape[1]
     scores = torch.randn(update.samples, classes, generator=generator).to(example)
     dummies = [images.requires_grad_(), scores.requires_grad_()]
     optimizer = torch.optim.LBFGS(dummies, lr=1)
@@ -78,8 +86,8 @@ def dlg(
 
     def closure() -> Tensor:
         nonlocal best
-        loss = nn.functional.cross_entropy(outputs_of(parameters | buffers, images), scores.softmax(1))
-        found = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        loss = nn.functional.cross_entropy(outputs_of(trained | fixed, images), scores.softmax(1))
+        found = torch.autograd.grad(loss, list(trained.values()), create_graph=True, materialize_grads=True)
         distance = torch.stack([(g - s).square().sum() for g, s in zip(found, sent, strict=True)]).sum()
         images.grad, scores.grad = torch.autograd.grad(distance, dummies)
         if (

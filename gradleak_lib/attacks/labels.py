@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib.attacks.analytic import linear_input
-from gradleak_lib.federated.functional import as_function
-from gradleak_lib.federated.update import Update
+from gradleak_lib.federated.functional import as_function, like
+from gradleak_lib.federated.update import Update, check_finite
 from gradleak_lib.models import last_layer
 
 Dummies = Literal["zeros", "ones", "random"]
@@ -27,9 +26,9 @@ def class_gradients(update: Update, model: nn.Module) -> Tensor:
     ----------
     update
         A gradient, or the change of parameters after local steps: then the mean gradient of these steps, which is
-        the gradient of all samples as far as the parameters moved little.
+        that of all samples if the local batches are equally large and the parameters move little.
     model
-        The model that the server sent out.
+        The model that the server sent out. Its last layer is `gradleak_lib.models.last_layer`, and gives the scores.
 
     Returns
     -------
@@ -49,11 +48,12 @@ def class_gradients(update: Update, model: nn.Module) -> Tensor:
 
 
 def idlg(update: Update, model: nn.Module) -> Tensor:
-    """Label of a single sample, by the signs of inner products between rows of the gradient.
+    """Label of a single sample: its row of the gradient points against all others.
 
-    A row of the gradient is the features below the last layer, times the probability of the class, minus 1 for the
-    label. So the label's row points against all others, whatever the activation. With two classes either row points
-    against the other, and the sign of the row's sum decides, for features that are not negative.
+    A row is the features below the last layer, times the probability of the class, minus 1 for the label. So the
+    label's row is minus the sum of all others, and none is longer, whatever the activation. Where another row is as
+    long (two classes, or a model that is certain and wrong) the sign of the bias's gradient decides, or without a
+    bias that of the row's sum, for features that are not negative.
 
     Parameters
     ----------
@@ -67,16 +67,14 @@ def idlg(update: Update, model: nn.Module) -> Tensor:
 
     References
     ----------
-    Zhao et al. 2020, Sec. 3.
+    Zhao et al. 2020, Sec. 3, who compare signs; rows that rounding has set to zero have none.
     """
     if update.samples != 1:
         raise ValueError(f"idlg reads one label, and {update.samples} samples are behind the update: try llg")
-    weight, _ = _last_gradient(update, model)
-    if len(weight) <= 2:
-        label = weight.sum(1).argmin()
-    else:
-        products = weight @ weight.T
-        label = products.fill_diagonal_(-torch.inf).amax(1).argmin()
+    weight, bias = _last_gradient(update, model)
+    lengths = weight.norm(dim=1)
+    signs = weight.sum(1) if bias is None else bias
+    label = signs.masked_fill(lengths < 0.9 * lengths.max(), torch.inf).argmin()
     return _on(update, np.bincount([int(label)], minlength=len(weight)))
 
 
@@ -177,7 +175,7 @@ def probe(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Pro
     else:
         if labels.shape != (len(images),) or labels.is_floating_point():
             raise ValueError(f"labels must be whole numbers [{len(images)}], got shape {tuple(labels.shape)}")
-        labels = labels.to(sums.device)
+        labels = labels.to(sums.device, torch.int64)
         present = labels.unique()
         if int(present[0]) < 0 or int(present[-1]) >= classes or len(present) < min(2, classes):
             raise ValueError(
@@ -236,7 +234,7 @@ def llg(update: Update, model: nn.Module, probe: Probe | None = None) -> Tensor:
 
 
 def probe_from_gradient(update: Update, model: nn.Module) -> Probe:
-    """Impact and offset from the update alone, if all samples get every class with probability 1/K.
+    """Impact and offset from the update alone, for a model that gives every class the probability 1/K.
 
     LLG takes the sum of the negative gradients for the whole impact. But a present class is also pushed up by the
     samples of all others: with r of K classes negative, the sum is short by the factor 1 - r/K, which LLG expands for
@@ -249,7 +247,8 @@ def probe_from_gradient(update: Update, model: nn.Module) -> Probe:
 
     References
     ----------
-    Ours; see the chapter on label leakage. The assumption is that of an untrained model with small weights.
+    Ours; see the chapter on label leakage. An untrained model with small weights is nearly such a model. Exact if,
+    too, every present class has a negative gradient; where one has not, the impact is still too small.
     """
     gradients = class_gradients(update, model)
     negative = gradients < 0
@@ -293,6 +292,9 @@ def ilrg(update: Update, model: nn.Module) -> Tensor:
     Dividing a class's row of the weight gradient by that of its bias gives features typical of the class; the last
     layer turns them into its probabilities. The counts then solve a linear system in the least-squares sense.
 
+    A class that occurs about as often as the model expects has a bias gradient near zero, and the quotient is noise.
+    Within a tenth of a sample, such a class is taken for an average one.
+
     Parameters
     ----------
     update, model
@@ -305,19 +307,20 @@ def ilrg(update: Update, model: nn.Module) -> Tensor:
 
     References
     ----------
-    Ma et al. 2023 (iLRG), Sec. 3. Negative solutions are set to zero by the projection onto counts that sum to n.
+    Ma et al. 2023 (iLRG), Sec. 3. Ours are the average class and the projection onto counts that sum to n, none
+    negative.
     """
     weight, bias = _last_gradient(update, model)
     bias = _bias(bias, "ilrg")
     layer = cast(nn.Linear, model.get_submodule(last_layer(model)))
-    inputs, rows = linear_input(weight, bias)
-    # A class whose gradient is lost in rounding is taken for an average one.
-    embedded = inputs.mean(0).expand_as(weight).clone() if len(rows) else torch.zeros_like(weight)
-    embedded[rows] = inputs
-    scores = nn.functional.linear(embedded, layer.weight.detach().to(weight), layer.bias.detach().to(weight))
-    # Where features times weights overflow, the row says nothing.
-    probabilities = scores.softmax(1).nan_to_num(nan=1 / len(weight)).cpu().numpy()
     count, samples = len(weight), update.samples
+    read = bias.abs() * samples > 0.1
+    features = weight / torch.where(read, bias, 1)[:, None]
+    average = features[read].mean(0) if read.any() else torch.zeros_like(weight[0])
+    features = torch.where(read[:, None], features, average)
+    scores = nn.functional.linear(features, layer.weight.detach().to(weight), layer.bias.detach().to(weight))
+    # Where features times weights overflow, the row says nothing.
+    probabilities = scores.softmax(1).nan_to_num(nan=1 / count).cpu().numpy()
     system = np.vstack([probabilities.T - np.eye(count), np.ones((1, count))])
     right = np.append(samples * bias.cpu().numpy(), samples)
     return _on(update, _whole(np.linalg.lstsq(system, right, rcond=None)[0], samples))
@@ -328,19 +331,21 @@ def _last_gradient(update: Update, model: nn.Module) -> tuple[Tensor, Tensor | N
     name = last_layer(model)
     layer = cast(nn.Linear, model.get_submodule(name))
     sent = update.layer(name) if name else dict(update.tensors)
+    check_finite(sent)
     for key, value in layer.named_parameters():
         if key not in sent or sent[key].shape != value.shape:
             given = tuple(sent[key].shape) if key in sent else "nothing"
+            whole = f"{name}.{key}".removeprefix(".")
             raise ValueError(
-                f"the update is of another model: {name}.{key} has shape {tuple(value.shape)}, and it brings {given}"
+                f"the update is of another model: {whole} has shape {tuple(value.shape)}, and it brings {given}"
             )
     scale = 1.0
     if update.kind == "delta":
-        if update.learning_rate is None:
+        if not update.learning_rate:
             raise ValueError("a change of parameters needs its learning_rate to be read as a gradient")
         scale = -1 / (update.learning_rate * update.local_steps)
-    bias = None if layer.bias is None else scale * sent["bias"].double()
-    return scale * sent["weight"].double(), bias
+    bias = None if layer.bias is None else scale * sent["bias"].detach().double()
+    return scale * sent["weight"].detach().double(), bias
 
 
 def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,7 +357,8 @@ def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     hook = layer.register_forward_hook(lambda _, inputs, outputs: seen.extend((inputs[0], outputs)))
     try:
         with torch.random.fork_rng({example.device} if example.is_cuda else ()):
-            outputs = [as_function(model)(buffers, part.to(example)) for part in images.split(512)]
+            torch.manual_seed(0)  # for dropout, in a model that is in training mode
+            outputs = [as_function(model)(buffers, like(example, part)) for part in images.split(512)]
     finally:
         hook.remove()
     if len(images) == 0 or not seen or seen[0].ndim != 2:
@@ -363,7 +369,10 @@ def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     if not (features.isfinite().all() and scores.isfinite().all()):
         raise ValueError("the model's outputs are NaN or infinity: check its parameters and the images")
     if not torch.equal(scores, torch.cat(outputs).double()):
-        raise ValueError("the model's outputs must be the scores of its last linear layer, without a softmax")
+        raise ValueError(
+            f"the model's outputs must be the scores of its last linear layer ({last_layer(model)}, the one that was "
+            "made last), without a softmax"
+        )
     return features.sum(1), scores.softmax(1)
 
 

@@ -49,7 +49,7 @@ def load(
     seed
         Seed of the draw, 0 or more.
     split
-        ``"train"`` or ``"test"``; photos, digits and folders have no splits and ignore it.
+        ``"train"`` or ``"test"``; photos, places, digits and folders have no splits and ignore it.
     root
         Data root; None: see `data_root`.
     download

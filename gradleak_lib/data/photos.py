@@ -103,7 +103,9 @@ def load_photos(size: int, n: int, *, seed: int = 0, distinct: bool = True) -> I
 def load_places(size: int, n: int, *, seed: int = 0) -> ImageDataset:
     """Cut ``n`` square crops out of 100 places: ten photographs, each cut into ten tiles.
 
-    A task with many classes of which each is easy to recognise and unlike the others: where does this crop come from?
+    A task with many classes: where does this crop come from? Most places are easy to tell from each other; some have
+    little in them (a tile of sky), and their crops are near-duplicates. Crops with next to no content are passed
+    over, as in `load_photos`.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from gradleak_lib.defenses.noise import UpdateDefense, gaussian_noise
-from gradleak_lib.federated.functional import as_function
+from gradleak_lib.federated.functional import as_function, like
 from gradleak_lib.federated.update import Update, check_finite
 
 
@@ -44,7 +44,10 @@ def clip(bound: float, *, within: Literal["update", "tensor"] = "update") -> Upd
         norms = {name: tensor.double().norm() for name, tensor in update.tensors.items()}
         whole = torch.stack(list(norms.values())).norm()
         tensors = {
-            name: tensor * (bound / (whole if within == "update" else norms[name])).clamp(max=1).to(tensor)
+            # In double precision: a small factor would round to zero in half precision.
+            name: (
+                tensor.double() * (bound / (whole if within == "update" else norms[name])).clamp(max=1)
+            ).to(tensor)
             for name, tensor in update.tensors.items()
         }
         return replace(update, tensors=tensors)
@@ -79,7 +82,7 @@ def dp_sgd(
     Parameters
     ----------
     model, images, labels, loss
-        As for `gradleak_lib.federated.fedsgd`; without layers that mix the samples of a batch.
+        As for `gradleak_lib.federated.fedsgd`; batch norm must be in evaluation mode, since it mixes samples.
     bound
         C, largest norm of the gradient of one sample, positive.
     noise_multiplier
@@ -98,7 +101,8 @@ def dp_sgd(
     Raises
     ------
     ValueError
-        If a number is out of range, images and labels differ in number, or the gradient is NaN or infinity.
+        If a number is out of range, images and labels differ in number, every parameter is frozen, batch norm is in
+        training mode, or the gradient is NaN or infinity.
 
     References
     ----------
@@ -113,21 +117,40 @@ def dp_sgd(
         raise ValueError(
             f"images and labels must be equally many and not none, got {len(images)}, {len(labels)}"
         )
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    buffers = {name: value.detach() for name, value in model.named_buffers()}
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    if not trained:
+        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    if any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in model.modules()
+    ):
+        raise ValueError(
+            "batch norm in training mode mixes the samples of a batch: put the model in evaluation mode"
+        )
+    fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
+    fixed |= {name: value.detach().clone() for name, value in model.named_buffers()}
     outputs_of = as_function(model)
-    example = next(iter(parameters.values()))
+    example = next(iter(trained.values()))
 
     def of_one(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return loss(outputs_of(values | buffers, image[None]), label[None], reduction="sum")
+        return loss(outputs_of(values | fixed, image[None]), label[None], reduction="sum")
 
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for part, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
-        each = vmap(grad(of_one), (None, 0, 0))(parameters, part.to(example), part_labels.to(example.device))
-        check_finite(each)
-        norms = torch.stack([value.flatten(1).double().norm(dim=1) for value in each.values()]).norm(dim=0)
-        factors = (bound / norms).clamp(max=1).to(example)
-        for name, value in each.items():
-            total[name] += torch.tensordot(factors, value, 1)
-    clipped = Update({name: value / len(images) for name, value in total.items()}, "gradient", len(images))
-    return gaussian_noise(noise_multiplier * bound / len(images), seed=seed)(clipped)
+    per_sample = vmap(grad(of_one), (None, 0, 0), randomness="different")
+    total = {name: torch.zeros_like(value) for name, value in trained.items()}
+    with torch.random.fork_rng({example.device} if example.is_cuda else ()):
+        torch.manual_seed(seed)  # for dropout
+        for part, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
+            each = per_sample(trained, like(example, part), part_labels.to(example.device))
+            check_finite(each)
+            norms = torch.stack([value.flatten(1).double().norm(dim=1) for value in each.values()]).norm(
+                dim=0
+            )
+            factors = (bound / norms).clamp(max=1).to(example)
+            for name, value in each.items():
+                total[name] += torch.tensordot(factors, value, 1)
+    mean = Update({name: value / len(images) for name, value in total.items()}, "gradient", len(images))
+    noisy = gaussian_noise(noise_multiplier * bound / len(images), seed=seed)(mean)
+    sent = {
+        name: noisy.tensors[name] if name in noisy.tensors else torch.zeros_like(value)
+        for name, value in model.named_parameters()
+    }
+    return replace(noisy, tensors=sent)

@@ -1,5 +1,6 @@
 """Sending only the larger part of an update."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradleak_lib.defenses.noise import UpdateDefense
-from gradleak_lib.federated.update import Update
+from gradleak_lib.federated.update import Update, check_finite
 
 Tensors = dict[str, Tensor]
 
@@ -87,7 +88,8 @@ def compress_as_released(share: float, layer: str) -> UpdateDefense:
 
     References
     ----------
-    Code of Wainakh et al. 2022, ``defenses.py``.
+    Code of Wainakh et al. 2022, ``defenses.py``. Where the share is less than one class, that code drops every class;
+    here it drops none.
     """
 
     def drop(update: Update) -> Tensors:
@@ -103,14 +105,26 @@ def compress_as_released(share: float, layer: str) -> UpdateDefense:
 def _defense(share: float, drop: Callable[[Update], Tensors]) -> UpdateDefense:
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share}")
-    return lambda update: replace(update, tensors=drop(update))
+
+    def defense(update: Update) -> Update:
+        check_finite(update.tensors)
+        return replace(update, tensors=drop(update))
+
+    return defense
+
+
+def _rounded_down(share: float, count: int) -> int:
+    """Whole part of a share; 0.29 of 100 is 29, although the product is a little less in binary."""
+    return math.floor(share * count + 1e-9)
 
 
 def _without_smallest(tensor: Tensor, share: float) -> Tensor:
-    lost = tensor.abs().flatten().topk(int(share * tensor.numel()), largest=False, sorted=False).indices
+    lost = (
+        tensor.abs().flatten().topk(_rounded_down(share, tensor.numel()), largest=False, sorted=False).indices
+    )
     return tensor.flatten().index_fill(0, lost, 0).reshape(tensor.shape)
 
 
 def _smallest_classes(update: Update, layer: str, share: float) -> Tensor:
     gradients = update.layer(layer)["weight"].sum(1).abs()
-    return gradients.argsort()[: int(share * len(gradients))]
+    return gradients.argsort()[: _rounded_down(share, len(gradients))]

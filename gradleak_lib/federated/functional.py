@@ -26,3 +26,8 @@ def as_function(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
         return functional_call(model, placed, (inputs,), tie_weights=False)
 
     return call
+
+
+def like(parameter: Tensor, inputs: Tensor) -> Tensor:
+    """Return inputs on the device of a parameter, and in its dtype unless they are whole numbers, such as words."""
+    return inputs.to(parameter) if inputs.is_floating_point() else inputs.to(parameter.device)

@@ -1,6 +1,6 @@
 """Scores of attacks on labels."""
 
-import numpy as np
+import torch
 from scipy.stats import binom
 from torch import Tensor
 
@@ -27,21 +27,22 @@ def attack_success_rate(found: Tensor, true: Tensor) -> float:
     ----------
     Wainakh et al. 2022, Sec. 5.
     """
-    if found.shape != true.shape or found.ndim != 1:
+    if found.shape != true.shape or found.ndim != 1 or len(found) == 0:
         raise ValueError(f"counts must be [K], got shapes {tuple(found.shape)} and {tuple(true.shape)}")
     if min(int(found.min()), int(true.min())) < 0 or not int(found.sum()) == int(true.sum()) > 0:
         raise ValueError(
             f"counts must be 0 or more and sum to the same number of samples, got sums {int(found.sum())} and "
             f"{int(true.sum())}"
         )
-    return float(found.minimum(true.to(found)).sum()) / float(true.sum())
+    found, true = found.to(torch.int64), true.to(found.device, torch.int64)
+    return float(found.minimum(true).sum()) / float(true.sum())
 
 
 def chance_success_rate(true: Tensor) -> float:
     """Expected success rate of guessing every label uniformly at random, in closed form.
 
-    The number of guesses X of a class is binomial, and the expectation of min(X, c) is the sum of P(X > j) over
-    j < c.
+    The number of guesses X of a class is binomial with n draws of probability p = 1/K. A class that occurs c times
+    contributes the expectation of min(X, c), which is n p P(Y <= c - 2) + c P(X >= c), with Y of n - 1 draws.
 
     Parameters
     ----------
@@ -53,9 +54,10 @@ def chance_success_rate(true: Tensor) -> float:
     float
         In (0, 1]. Large for large balanced batches: a guess of everything is right where everything is there.
     """
-    counts = true.cpu().numpy()
+    counts = true.to(torch.int64).cpu().numpy()
     samples, classes = int(counts.sum()), len(counts)
     if samples < 1 or counts.min() < 0:
         raise ValueError(f"counts must be 0 or more and not all zero, got {counts.tolist()[:8]}")
-    hits = np.cumsum(binom.sf(np.arange(counts.max()), samples, 1 / classes))
-    return float(hits[counts[counts > 0] - 1].sum()) / samples
+    p = 1 / classes
+    hits = samples * p * binom.cdf(counts - 2, samples - 1, p) + counts * binom.sf(counts - 1, samples, p)
+    return float(hits.sum()) / samples

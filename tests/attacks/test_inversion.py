@@ -38,6 +38,33 @@ def test_the_same_seed_gives_the_same_and_more_steps_are_never_worse(attacked):
     assert longer.distance <= one.distance
 
 
+def test_what_is_kept_is_the_best_of_all(attacked, monkeypatch):
+    """L-BFGS without a line search may end far from the best point that it saw."""
+    _, model, update = attacked
+    seen = []
+    step = torch.optim.LBFGS.step
+
+    def watched(self, closure):
+        def spied():
+            seen.append(float(closure().detach()))
+            return torch.tensor(seen[-1])
+
+        return step(self, spied)
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", watched)
+    assert dlg(update, model, (1, 8, 8), iterations=5, seed=3).distance == min(seen)
+
+
+def test_frozen_and_unused_parameters_are_left_out(attacked):
+    digit, model, _ = attacked
+    model = copy.deepcopy(model)
+    model[0].requires_grad_(False)
+    model.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
+    update = fedsgd(model, digit.images, digit.labels)
+    found = dlg(update, model, (1, 8, 8), iterations=20, seed=1)
+    assert found.probabilities.argmax(1).tolist() == digit.labels.tolist()
+
+
 def test_bad_input(attacked):
     digit, model, update = attacked
     with pytest.raises(ValueError, match="1 or more iterations, got a gradient and 0 iterations"):

@@ -42,6 +42,23 @@ def test_one_image_for_each_label_and_another_each_time(wanted, seed):
         )  # two digits of the set are equal
 
 
+def test_unbalanced_rest_is_uniform_and_the_order_random():
+    generator = torch.Generator().manual_seed(0)
+    labels = data.draw_labels(4000, 10, balanced=False, generator=generator)
+    counts, order = labels.bincount(minlength=10).sort()
+    assert counts[:8].min() > 60  # a tenth of the last quarter
+    assert 500 < int((labels[:2000] == order[-1]).sum()) < 1500 - 100
+
+
+def test_another_image_for_another_seed():
+    digits = data.load("digits", n=500)
+    wanted = torch.full((5,), 3)
+    one, other = (
+        data.draw_images(digits, wanted, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+    )
+    assert not torch.equal(one.images, other.images)
+
+
 def test_bad_input():
     digits = data.load("digits", n=20)
     with pytest.raises(ValueError, match="samples must be 1 or more"):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from gradleak_lib import data, models
 from gradleak_lib.defenses import chain, clip, dp_sgd, gaussian_noise
@@ -63,6 +65,35 @@ def test_dp_sgd_clips_each_sample(name, bound):
     assert (sent.kind, sent.samples) == ("gradient", 7)
 
 
+def test_frozen_parameters_are_sent_as_zeros_and_do_not_count():
+    digits = data.load("digits", 8, n=5)
+    model = models.build("mlp", (1, 8, 8), classes=10)
+    model[1].requires_grad_(False)
+    sent = dp_sgd(model, digits.images, digits.labels, bound=0.1, noise_multiplier=1.0)
+    expected = fedsgd(model, digits.images, digits.labels)
+    assert list(sent.tensors) == list(expected.tensors)
+    assert float(sent.tensors["1.weight"].abs().max()) == 0
+    one = digits.subset([0])
+    clipped = dp_sgd(model, one.images, one.labels, bound=0.1, noise_multiplier=0)
+    assert float(clipped.flat().norm()) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_dropout_is_seeded_and_the_model_left_alone():
+    digits = data.load("digits", 8, n=5)
+    layers = nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(64, 16)), nn.Dropout(0.5), nn.Linear(16, 10))
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    one, same = (
+        dp_sgd(layers, digits.images, digits.labels, bound=1.0, noise_multiplier=0.1).flat() for _ in range(2)
+    )
+    assert torch.equal(one, same)
+    assert all(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+
+
+def test_half_precision_is_clipped_in_double():
+    update = Update({"w": torch.full((1000,), 6000.0, dtype=torch.float16)}, "gradient", 1)
+    assert float(clip(1e-3)(update).flat().double().norm()) == pytest.approx(1e-3, rel=0.01)
+
+
 def test_noise_is_that_of_the_multiplier_and_seeded():
     digits = data.load("digits", 8, n=4)
     model = models.build("mlp", (1, 8, 8), classes=10)
@@ -88,6 +119,12 @@ def test_bad_input():
         clip(1.0)(Update({"w": torch.tensor([torch.inf])}, "gradient", 1))
     with pytest.raises(ValueError, match="noise_multiplier 0 or more"):
         dp_sgd(model, images, torch.tensor([0, 1]), bound=1.0, noise_multiplier=-1)
+    resnet = models.build("resnet20", (1, 8, 8), classes=3).train()
+    with pytest.raises(ValueError, match="batch norm in training mode"):
+        dp_sgd(resnet, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), bound=1.0, noise_multiplier=0)
+    frozen = models.build("mlp", (4,), classes=3).requires_grad_(False)
+    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
+        dp_sgd(frozen, images, torch.tensor([0, 1]), bound=1.0, noise_multiplier=0)
     with pytest.raises(ValueError, match="equally many and not none, got 2, 1"):
         dp_sgd(model, images, torch.tensor([0]), bound=1.0, noise_multiplier=0)
     with pytest.raises(ValueError, match="NaN or infinity"):

@@ -1,5 +1,7 @@
 """What compression sends, and what the released code of LLG makes of it."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,10 @@ def drawn(seed, classes=4):
     return Update(tensors, "gradient", 7)
 
 
+def part(share, count):
+    return math.floor(share * count + 1e-9)
+
+
 def dropped(before, after):
     return int(((before != 0) & (after == 0)).sum())
 
@@ -27,12 +33,12 @@ def dropped(before, after):
 def test_exactly_the_stated_number_of_smallest_entries_is_dropped(share, seed):
     update = drawn(seed)
     whole, each = compress(share)(update), compress(share, within="tensor")(update)
-    assert dropped(update.flat(), whole.flat()) == int(share * len(update.flat()))
+    assert dropped(update.flat(), whole.flat()) == part(share, len(update.flat()))
     kept = whole.flat() != 0
     if kept.any() and not kept.all():
         assert update.flat()[kept].abs().min() >= update.flat()[~kept].abs().max()
     for name, tensor in update.tensors.items():
-        assert dropped(tensor, each.tensors[name]) == int(share * tensor.numel())
+        assert dropped(tensor, each.tensors[name]) == part(share, tensor.numel())
     for sent in (whole, each):
         assert {n: (t.shape, t.dtype) for n, t in sent.tensors.items()} == {
             n: (t.shape, t.dtype) for n, t in update.tensors.items()
@@ -48,7 +54,7 @@ def test_classes_go_by_the_sum_of_their_row(share, seed):
     sent = compress_classes(share, "1")(update)
     sums = update.tensors["1.weight"].sum(1).abs()
     lost = (sent.tensors["1.weight"] == 0).all(1)
-    assert int(lost.sum()) == int(share * 4)
+    assert int(lost.sum()) == part(share, 4)
     assert torch.equal(lost, sent.tensors["1.bias"] == 0)
     assert not lost.any() or lost.all() or sums[lost].max() <= sums[~lost].min()
     assert torch.equal(sent.tensors["0.weight"], update.tensors["0.weight"])
@@ -61,6 +67,10 @@ def test_the_released_code_takes_classes_for_tensors():
     update = Update({**update.tensors, "1.weight": weight}, "gradient", 7)
     sent = compress_as_released(0.25, "1")(update)
     assert [bool((t == 0).all()) for t in sent.tensors.values()] == [False, False, True, False]
+    weight = torch.ones(4, 5)
+    weight[1] = 1e-3
+    sent = compress_as_released(0.25, "1")(Update({**update.tensors, "1.weight": weight}, "gradient", 7))
+    assert [bool((t == 0).all()) for t in sent.tensors.values()] == [False, True, False, False]
     spared = compress_classes(0.25, "1")(update)
     assert int((spared.tensors["1.weight"] == 0).all(1).sum()) == 1
     many = compress_as_released(0.5, "1")(drawn(1, classes=40))  # classes beyond the last tensor do nothing
@@ -73,6 +83,11 @@ def test_nothing_dropped_is_the_identity(defense):
     assert float(compress(1.0)(drawn(1)).flat().abs().sum()) == 0
 
 
+def test_twenty_nine_of_a_hundred():
+    update = Update({"w": torch.arange(1.0, 101.0)}, "gradient", 1)
+    assert int((compress(0.29)(update).flat() == 0).sum()) == 29
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 20"):
         compress(20)
@@ -80,5 +95,6 @@ def test_bad_input():
         compress(0.2, within="layer")
     with pytest.raises(ValueError, match="no layer 'fc'"):
         compress_classes(0.2, "fc")(drawn(0))
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        compress(0.2)(Update({"w": torch.tensor([torch.nan])}, "gradient", 1))
+    for within in ("update", "tensor"):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            compress(0.2, within=within)(Update({"w": torch.tensor([torch.nan])}, "gradient", 1))
