@@ -414,7 +414,7 @@ def test_bad_input():
         labels.probe(model, images, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="the probe needs images"):
         labels.probe(model, images[:0])
-    with pytest.raises(ValueError, match="the scores of its last linear layer .*without a softmax"):
+    with pytest.raises(ValueError, match=r"the scores of its last linear layer .*without a softmax"):
         labels.probe(nn.Sequential(model, nn.Softmax(1)), images)
     with pytest.raises(ValueError, match="NaN or infinity"):
         labels.probe(model, images * math.nan)
