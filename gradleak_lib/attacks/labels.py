@@ -42,7 +42,7 @@ def class_gradients(update: Update, model: nn.Module) -> Tensor:
 
     References
     ----------
-    Wainakh et al. 2022, Sec. 3 (g_i).
+    Wainakh et al. 2022 (g_i, the sum over a row of the last layer).
     """
     return _last_gradient(update, model)[0].sum(1)
 
@@ -67,7 +67,7 @@ def idlg(update: Update, model: nn.Module) -> Tensor:
 
     References
     ----------
-    Zhao et al. 2020, Sec. 3, who compare signs; rows that rounding has set to zero have none.
+    Zhao et al. 2020, who compare signs; rows that rounding has set to zero have none.
     """
     if update.samples != 1:
         raise ValueError(f"idlg reads one label, and {update.samples} samples are behind the update: try llg")
@@ -85,8 +85,8 @@ class Probe:
     Parameters
     ----------
     impact
-        m, negative: what one sample adds to the gradient of its class in a batch of one; in a batch of n it adds
-        ``impact / n``.
+        m: what one sample adds to the gradient of its class in a batch of one; in a batch of n it adds ``impact / n``.
+        Below zero where features sum to more than zero.
     offset
         s, float64 ``[K]``: gradient of each class in batches without it.
     probabilities
@@ -94,7 +94,7 @@ class Probe:
 
     References
     ----------
-    Wainakh et al. 2022, Sec. 4.
+    Wainakh et al. 2022 (impact and offset).
     """
 
     impact: float
@@ -165,7 +165,7 @@ def probe(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Pro
 
     References
     ----------
-    Wainakh et al. 2022, Sec. 4 (LLG*, LLG+), with the factor 1 + 1/K.
+    Wainakh et al. 2022 (LLG*, LLG+), with the factor 1 + 1/K of their code.
     """
     sums, probabilities = _features(model, images)
     classes = probabilities.shape[1]
@@ -211,7 +211,7 @@ def llg(update: Update, model: nn.Module, probe: Probe | None = None) -> Tensor:
 
     References
     ----------
-    Wainakh et al. 2022, Sec. 4, Alg. 1. Where noise makes more classes negative than there are samples, the most
+    Wainakh et al. 2022 and their code. Where noise makes more classes negative than there are samples, the most
     negative ones are taken.
     """
     gradients = class_gradients(update, model).cpu().numpy()
@@ -307,7 +307,7 @@ def ilrg(update: Update, model: nn.Module) -> Tensor:
 
     References
     ----------
-    Ma et al. 2023 (iLRG), Sec. 3. Ours are the average class and the projection onto counts that sum to n, none
+    Ma et al. 2023 (iLRG). Ours are the average class and the projection onto counts that sum to n, none
     negative.
     """
     weight, bias = _last_gradient(update, model)

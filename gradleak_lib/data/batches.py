@@ -35,7 +35,7 @@ def draw_labels(
 
     References
     ----------
-    Wainakh et al. 2022, Sec. 5 (IID and non-IID batches).
+    Wainakh et al. 2022, code (IID and non-IID batches).
     """
     if samples < 1 or classes < (1 if balanced else 2):
         raise ValueError(

@@ -32,7 +32,7 @@ def compress(share: float, *, within: Literal["update", "tensor"] = "update") ->
 
     References
     ----------
-    Lin et al. 2018 (deep gradient compression); Zhu et al. 2019, Sec. 5; Wainakh et al. 2022, Sec. 6.
+    Lin et al. 2018 (deep gradient compression); Zhu et al. 2019, Sec. 5; Wainakh et al. 2022.
     """
     if within not in ("update", "tensor"):
         raise ValueError(f"within must be 'update' or 'tensor', got {within!r}")
@@ -61,7 +61,7 @@ def compress_classes(share: float, layer: str) -> UpdateDefense:
 
     References
     ----------
-    A reading of Wainakh et al. 2022, Sec. 6, in which a class is what is compressed.
+    A reading of Wainakh et al. 2022 in which a class is what is compressed.
     """
 
     def drop(update: Update) -> Tensors:

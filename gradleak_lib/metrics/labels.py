@@ -25,7 +25,7 @@ def attack_success_rate(found: Tensor, true: Tensor) -> float:
 
     References
     ----------
-    Wainakh et al. 2022, Sec. 5.
+    Wainakh et al. 2022 (ASR).
     """
     if found.shape != true.shape or found.ndim != 1 or len(found) == 0:
         raise ValueError(f"counts must be [K], got shapes {tuple(found.shape)} and {tuple(true.shape)}")
