@@ -85,8 +85,8 @@ class Probe:
     Parameters
     ----------
     impact
-        m: what one sample adds to the gradient of its class in a batch of one; in a batch of n it adds ``impact / n``.
-        Below zero where features sum to more than zero.
+        m: what one sample adds to the gradient of its class in a batch of one; in a batch of n it adds
+        ``impact / n``. Below zero where features sum to more than zero.
     offset
         s, float64 ``[K]``: gradient of each class in batches without it.
     probabilities
