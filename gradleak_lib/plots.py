@@ -1,7 +1,7 @@
 """How results look: one theme, one palette, one width."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -129,14 +129,7 @@ def interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
 
 
 def lines(
-    data: pd.DataFrame,
-    x: str,
-    y: str,
-    *,
-    hue: str | None = None,
-    log: bool = False,
-    ax: Axes | None = None,
-    errorbar: tuple[str, float] | Callable = ("ci", 95),
+    data: pd.DataFrame, x: str, y: str, *, hue: str | None = None, log: bool = False, ax: Axes | None = None
 ) -> Axes:
     """Line plot over repeated measurements: the mean, with a band of its 95% interval.
 
@@ -148,15 +141,13 @@ def lines(
         Logarithmic x axis.
     ax
         Draws into it; None opens a new figure.
-    errorbar
-        Seaborn's; the default resamples, which understates the interval of a few measurements: see `interval`.
     """
     if ax is None:
         _, ax = plt.subplots()
     if hue is not None:
         data = data.assign(**{hue: data[hue].astype(str)})  # colours that tell groups apart, not shades
     sns.lineplot(
-        data, x=x, y=y, hue=hue, style=hue, markers=True, dashes=False, errorbar=errorbar, seed=0, ax=ax
+        data, x=x, y=y, hue=hue, style=hue, markers=True, dashes=False, errorbar=("ci", 95), seed=0, ax=ax
     )
     if log:
         ax.set_xscale("log")
