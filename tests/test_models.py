@@ -169,7 +169,7 @@ def test_uniform_weights():
     assert torch.equal(flat[0], flat[1])
     assert not torch.equal(flat[0], flat[2])
     assert -0.5 <= float(flat[0].min()) < -0.49 < 0.49 < float(flat[0].max()) <= 0.5
-    assert float(one[-1].bias.abs().min()) > 0
+    assert float(one[-1].bias.detach().abs().min()) > 0
     with pytest.raises(ValueError, match="bound must be positive"):
         models.with_uniform_weights(model, 0)
 
