@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradleak_lib.data.users import ClientData
+from gradleak_lib.federated.functional import like
 
 
 def train_only(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
@@ -85,7 +86,7 @@ def cached(start: nn.Module, clients: ClientData, *, batch: int = 32) -> ClientD
     first = next(start.parameters())
 
     def computed(part: Tensor) -> Tensor:
-        inputs = part.to(first) if part.is_floating_point() else part.to(first.device)
+        inputs = like(first, part)
         if part.ndim != 4 or first.device.type != "cpu":
             return start(inputs)
         try:  # on a CPU, this layout takes less than half of the time
