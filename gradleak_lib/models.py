@@ -42,8 +42,8 @@ def build(
     seed
         Seed of the initial weights. The global random state is left as it was.
     width
-        Hidden units of ``mlp`` (default 256), first-layer channels of ``convnet`` (default 64) and ``cnn`` (16),
-        units of the embedding and the hidden layer of ``nplm`` (32).
+        Hidden units of ``mlp`` (default 256), first-layer channels of ``convnet`` (default 64), ``cnn`` (16) and
+        ``lenet`` (12, in all layers), units of the embedding and the hidden layer of ``nplm`` (32).
 
     Returns
     -------
@@ -96,7 +96,7 @@ def _construct(name: str, shape: tuple[int, ...], classes: int, width: int | Non
         case "nplm":
             return _nplm(shape[0], classes, width or 32)
         case "lenet":
-            return _lenet(shape, classes)
+            return _lenet(shape, classes, width or 12)
         case "convnet":
             return _convnet(shape, classes, width or 64)
         case "resnet20":
@@ -149,18 +149,18 @@ def _nplm(words: int, classes: int, width: int) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def _lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """Three 5x5 convolutions of 12 channels with strides 2, 2, 1 and sigmoids, then one linear layer."""
+def _lenet(shape: tuple[int, ...], classes: int, width: int) -> nn.Sequential:
+    """Three 5x5 convolutions with strides 2, 2, 1 and sigmoids, then one linear layer."""
     body = nn.Sequential(
-        nn.Conv2d(shape[0], 12, 5, stride=2, padding=2),
+        nn.Conv2d(shape[0], width, 5, stride=2, padding=2),
         nn.Sigmoid(),
-        nn.Conv2d(12, 12, 5, stride=2, padding=2),
+        nn.Conv2d(width, width, 5, stride=2, padding=2),
         nn.Sigmoid(),
-        nn.Conv2d(12, 12, 5, padding=2),
+        nn.Conv2d(width, width, 5, padding=2),
         nn.Sigmoid(),
         nn.Flatten(),
     )
-    return body.append(nn.Linear(12 * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4), classes))
+    return body.append(nn.Linear(width * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4), classes))
 
 
 def _convnet(shape: tuple[int, ...], classes: int, width: int) -> nn.Sequential:
@@ -294,6 +294,38 @@ def with_activation(model: nn.Module, activation: type[nn.Module]) -> nn.Module:
     for name in found:
         parent, _, child = name.rpartition(".")
         setattr(changed.get_submodule(parent), child, activation().train(model.training))
+    return changed
+
+
+def with_small_stem(resnet: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Return a copy of a ResNet for small images: a 3x3 convolution first, nothing skipped, and no pooling after it.
+
+    Parameters
+    ----------
+    resnet
+        ``resnet18`` of `build`, or another ResNet of torchvision.
+    seed
+        Seed of the new convolution. The global random state is left as it was.
+
+    Raises
+    ------
+    ValueError
+        If the model is no ResNet of torchvision.
+
+    References
+    ----------
+    Geiping et al. 2020, code (their ResNets on CIFAR).
+    """
+    if not isinstance(resnet, torchvision.models.ResNet):
+        raise ValueError(f"expected a ResNet of torchvision, got {type(resnet).__name__}")
+    changed = copy.deepcopy(resnet)
+    old = changed.conv1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    changed.conv1 = stem.to(old.weight)
+    changed.maxpool = nn.Identity()
     return changed
 
 

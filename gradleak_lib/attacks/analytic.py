@@ -1,7 +1,19 @@
 """The input of a linear layer, read from the gradient of its weights and biases."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from gradleak_lib.federated.update import Update
+
+# The derivative of an activation, given its output.
+_DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.Identity: torch.ones_like,
+    nn.ReLU: lambda outputs: (outputs > 0).to(outputs),
+    nn.Sigmoid: lambda outputs: outputs * (1 - outputs),
+    nn.Tanh: lambda outputs: 1 - outputs.square(),
+}
 
 
 def linear_input(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +52,64 @@ def linear_input(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         )
     rows = (bias.abs() > rounding_error(bias)).nonzero().squeeze(1)
     return weight[rows] / bias[rows, None], rows
+
+
+def stack_input(update: Update, model: nn.Sequential) -> Tensor:
+    """Input of a stack of fully connected layers, of which only the last needs a bias, from the gradient of one sample.
+
+    The gradient of the last bias is the signal at the last layer's output. Each layer's weight gradient is the product
+    of the signal with the layer's input, and so gives that input; the weights carry the signal back to it, and the
+    derivative of the activation, which the activation's output tells, to the layer before.
+
+    Parameters
+    ----------
+    update
+        A gradient of one sample, or the change by one local step.
+    model
+        Linear layers with ReLU, sigmoid, tanh or nothing in between; a first `Flatten` is passed over.
+
+    Returns
+    -------
+    Tensor
+        ``[M]``, exact but for rounding.
+
+    Raises
+    ------
+    ValueError
+        If there is more than one sample or local step, the model is no such stack, the last layer has no bias, or the
+        signal is zero.
+
+    References
+    ----------
+    Geiping et al. 2020, Prop. 3.1 and the remark after it.
+    """
+    if update.samples != 1 or update.local_steps != 1:
+        raise ValueError(
+            "the gradients of several samples or steps are mixed: stack_input needs one of each, "
+            f"got {update.samples} and {update.local_steps}"
+        )
+    update.check(model)
+    layers = [(name, layer) for name, layer in model.named_children() if not isinstance(layer, nn.Flatten)]
+    if not layers or not isinstance(layers[-1][1], nn.Linear) or layers[-1][1].bias is None:
+        raise ValueError("the stack must end in a linear layer with a bias")
+    signal, found = update.layer(layers[-1][0])["bias"], torch.empty(0)
+    for name, layer in reversed(layers):
+        if isinstance(layer, nn.Linear):
+            squared = signal.square().sum()
+            if squared == 0:
+                raise ValueError(
+                    f"no signal reaches layer {name!r}: the sample has left no trace in its gradient"
+                )
+            found = signal @ update.layer(name)["weight"] / squared
+            signal = signal @ layer.weight.detach().to(signal)
+        elif type(layer) in _DERIVATIVES:
+            signal = signal * _DERIVATIVES[type(layer)](found)
+        else:
+            known = ", ".join(kind.__name__ for kind in _DERIVATIVES)
+            raise ValueError(
+                f"layer {name!r} is a {type(layer).__name__}; the stack may hold Linear, {known}"
+            )
+    return found
 
 
 def rounding_error(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,61 @@ class Part:
 
 def fingerprint(model: nn.Module, clients: ClientData, settings: Mapping[str, Any]) -> str:
     """Hash of all that a run depends on: first model, data, who holds them, settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
     # Layers without parameters, which parameters are trained, and modes are not in the state.
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     training = [name for name, module in model.named_modules() if module.training]
-    digest.update(repr((repr(model), trained, training)).encode())
-    tensors = [*model.state_dict().values(), clients.data.inputs, clients.data.targets, *clients.rows]
+    text = json.dumps(settings, sort_keys=True, default=_plain) + repr((repr(model), trained, training))
+    return digest(
+        text, [*model.state_dict().values(), clients.data.inputs, clients.data.targets, *clients.rows]
+    )
+
+
+def digest(settings: str, tensors: Iterable[Tensor]) -> str:
+    """Hash of settings in words and of tensors."""
+    found = hashlib.sha256(settings.encode())
     for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(str(tuple(tensor.shape)).encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_whole(path: Path, key: str) -> dict[str, Any]:
+    """Read a checkpoint, without its key.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or its key is another one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("checksum")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content.pop("key")
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): remove it and start again") from error
+    if found != key:
+        raise ValueError(
+            f"{path} is the checkpoint of another run (other data, model, seed or settings): "
+            "remove it, or name another one"
+        )
+    return content
 
 
 def _plain(value: Any) -> Any:
@@ -79,7 +124,6 @@ def _plain(value: Any) -> Any:
 
 def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:
     """Write a part, with the model's trained parameters after it, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "key": key,
         "start": part.start,
@@ -89,16 +133,7 @@ def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:
         "tracked": part.tracked,
         "parameters": {n: value.detach() for n, value in model.named_parameters() if value.requires_grad},
     }
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / f"rounds-{part.start:06d}-{part.end:06d}.pt")
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(folder / f"rounds-{part.start:06d}-{part.end:06d}.pt", content)
 
 
 def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
@@ -125,22 +160,9 @@ def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
     for stray in folder.glob(".part-*"):  # what a killed run was writing
         stray.unlink(missing_ok=True)
     for path in sorted(folder.glob("rounds-[0-9]*-[0-9]*.pt"), key=_longest_first):
-        try:
-            with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
-                if archive.testzip() is not None:
-                    raise zipfile.BadZipFile("checksum")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            found, values = content.pop("key"), content.pop("parameters")
-            part = Part(**content)
-        except Exception as error:
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}): remove it and all later ones, and start again"
-            ) from error
-        if found != key:
-            raise ValueError(
-                f"{folder} holds the checkpoint of another run (other data, model, seed or settings): "
-                "remove the folder, or name another one"
-            )
+        content = read_whole(path, key)
+        values = content.pop("parameters")
+        part = Part(**content)
         if part.start != (parts[-1].end if parts else 0) or part.end > rounds:
             continue  # of a run with other rounds, or another interval
         with torch.no_grad():

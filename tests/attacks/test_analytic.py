@@ -1,11 +1,14 @@
 """Inputs of linear layers from their gradients."""
 
+import itertools
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from gradleak_lib.attacks.analytic import linear_input
+from gradleak_lib.attacks.analytic import linear_input, stack_input
 from gradleak_lib.federated import fedsgd
 from gradleak_lib.models import build
 
@@ -32,3 +35,42 @@ def test_rows_without_a_signal_are_left_out():
 def test_shapes_must_fit():
     with pytest.raises(ValueError, match="expected weight"):
         linear_input(torch.zeros(3, 2), torch.zeros(2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(3, 12), min_size=1, max_size=3),
+    st.sampled_from([nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity]),
+    st.integers(0, 999),
+)
+def test_a_stack_gives_its_input_back(widths, activation, seed):
+    """Geiping et al. 2020, Prop. 3.1: only the last layer has a bias."""
+    torch.manual_seed(seed)
+    sizes = [7, *widths]
+    hidden = [
+        layer
+        for before, after in itertools.pairwise(sizes)
+        for layer in (nn.Linear(before, after, bias=False), activation())
+    ]
+    model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], 5)).double()
+    sample = torch.randn(1, 7).double()
+    update = fedsgd(model, sample, torch.tensor([2]))
+    assume(all(value.any() for value in update.tensors.values()))  # a ReLU network may be dead
+    assert torch.allclose(stack_input(update, model), sample[0], rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_no_stack_or_no_single_sample():
+    model = build("mlp", (3,), classes=4)
+    two = fedsgd(model, torch.randn(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="needs one of each, got 2 and 1"):
+        stack_input(two, model)
+    odd = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="layer '1' is a GELU"):
+        stack_input(fedsgd(odd, torch.randn(1, 3), torch.tensor([0])), odd)
+    bare = nn.Sequential(nn.Linear(3, 2, bias=False))
+    with pytest.raises(ValueError, match="linear layer with a bias"):
+        stack_input(fedsgd(bare, torch.randn(1, 3), torch.tensor([0])), bare)
+    dead = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.constant_(dead[0].bias, -100.0)
+    with pytest.raises(ValueError, match="no signal reaches layer '0'"):
+        stack_input(fedsgd(dead, torch.randn(1, 3), torch.tensor([0])), dead)

@@ -1,79 +1,279 @@
-"""Deep leakage from gradients."""
+"""Inverting gradients: the search itself, on small networks and images."""
 
 import copy
+import gc
 
 import pytest
 import torch
+from torch import nn
 
 from gradleak_lib import data, models
-from gradleak_lib.attacks.inversion import dlg
+from gradleak_lib.attacks import inversion
+from gradleak_lib.attacks.double_backward import _AffineGradient
+from gradleak_lib.attacks.inversion import Search, invert, invert_all, read_labels
 from gradleak_lib.federated import Update, fedavg, fedsgd
 from gradleak_lib.metrics import psnr
+
+SHAPE = (1, 12, 12)
+SHORT = Search(iterations=6, restarts=2)
+
+
+def relu_net(seed=0):
+    """Three convolutions of 16 channels with ReLU, and a linear layer."""
+    return models.with_activation(models.build("lenet", SHAPE, classes=10, width=16, seed=seed), nn.ReLU)
 
 
 @pytest.fixture(scope="module")
 def attacked():
-    """One digit, the network, its gradient."""
-    digit = data.load("digits", 8, n=1)
-    model = models.build("lenet", (1, 8, 8), classes=10)
-    return digit, model, fedsgd(model, digit.images, digit.labels)
+    digits = data.load("digits", 12, n=4)
+    model = relu_net()
+    return digits, model, fedsgd(model, digits.images[:1], digits.labels[:1])
 
 
-def test_one_digit_and_its_label_come_back(attacked):
-    digit, model, update = attacked
-    before = copy.deepcopy(model.state_dict())
-    found = dlg(update, model, (1, 8, 8), iterations=60, seed=1)
-    assert found.probabilities.shape == (1, 10)
-    assert found.probabilities.argmax(1).tolist() == digit.labels.tolist()
-    assert found.distance < 1e-4
-    assert float(psnr(found.images.clamp(0, 1), digit.images)) > 20
+def test_a_digit_comes_back_with_its_label_and_the_model_stays_as_it_was(attacked):
+    digits, model, update = attacked
+    model = copy.deepcopy(model)
+    before, hooks = copy.deepcopy(model.state_dict()), len(model[0]._forward_hooks)
+    found = invert(update, model, SHAPE, search=Search(iterations=300, restarts=2, tv=1e-3))
+    assert found.labels.tolist() == digits.labels[:1].tolist()
+    assert float(psnr(found.images, digits.images[:1])) > 20
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+    assert found.trace.shape == (300, 2)
+    assert found.objective <= float(found.trace.min())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert len(model[0]._forward_hooks) == hooks
+    assert not model.training
 
 
-def test_the_same_seed_gives_the_same_and_more_steps_are_never_worse(attacked):
+def test_the_objective_falls_through_padded_convolutions(attacked):
+    """Their gradients are not contiguous, which the fused Adam does not look at."""
+    digits, _, _ = attacked
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ELU(), nn.Flatten(), nn.Linear(8 * 144, 10)
+    ).eval()
+    update = fedsgd(model, digits.images[:1], digits.labels[:1])
+    trace = invert(update, model, SHAPE, search=Search(iterations=60, tv=0)).trace
+    assert trace[-1] < 0.2 * trace[0]
+
+
+def test_the_same_seed_gives_the_same_and_another_another(attacked):
     _, model, update = attacked
-    one, same, longer = (dlg(update, model, (1, 8, 8), iterations=n) for n in (2, 2, 4))
+    one, same = (invert(update, model, SHAPE, search=SHORT) for _ in range(2))
+    other = invert(update, model, SHAPE, search=Search(iterations=6, restarts=2, seed=1))
     assert torch.equal(one.images, same.images)
-    assert longer.distance <= one.distance
+    assert torch.equal(one.trace, same.trace)
+    assert not torch.equal(one.images, other.images)
 
 
-def test_what_is_kept_is_the_best_of_all(attacked, monkeypatch):
-    """L-BFGS without a line search may end far from the best point that it saw."""
+def test_several_updates_at_once_are_as_each_alone(attacked):
+    digits, model, _ = attacked
+    model = copy.deepcopy(model).double()
+    updates = [fedsgd(model, digits.images[i : i + 1], digits.labels[i : i + 1]) for i in range(3)]
+    together = invert_all(updates, model, SHAPE, search=SHORT)
+    for update, found in zip(updates, together, strict=True):
+        alone = invert(update, model, SHAPE, search=SHORT)
+        assert torch.allclose(found.images, alone.images, atol=1e-8)
+        assert torch.allclose(found.trace, alone.trace, atol=1e-8)
+
+
+def test_the_best_restart_is_chosen_by_the_objective(attacked):
     _, model, update = attacked
-    seen = []
-    step = torch.optim.LBFGS.step
-
-    def watched(self, closure):
-        def spied():
-            seen.append(float(closure().detach()))
-            return torch.tensor(seen[-1])
-
-        return step(self, spied)
-
-    monkeypatch.setattr(torch.optim.LBFGS, "step", watched)
-    assert dlg(update, model, (1, 8, 8), iterations=5, seed=3).distance == min(seen)
+    searches = [Search(iterations=20, restarts=n) for n in (1, 4)]
+    one, four = (invert(update, model, SHAPE, search=search) for search in searches)
+    assert four.objective <= one.objective + 1e-5
+    assert four.objective <= float(four.trace.min()) + 1e-6
 
 
-def test_frozen_and_unused_parameters_are_left_out(attacked):
-    digit, model, _ = attacked
-    model = copy.deepcopy(model)
-    model[0].requires_grad_(False)
-    model.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
-    update = fedsgd(model, digit.images, digit.labels)
-    found = dlg(update, model, (1, 8, 8), iterations=20, seed=1)
-    assert found.probabilities.argmax(1).tolist() == digit.labels.tolist()
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_every_kind_of_search_brings_the_objective_down(attacked, signed, distance):
+    _, model, update = attacked
+    search = Search(iterations=80, signed=signed, distance=distance, tv=1e-3)
+    trace = invert(update, model, SHAPE, search=search).trace
+    assert trace[-1] < 0.8 * trace[0]
+
+
+def test_a_batch_with_its_labels_read(attacked):
+    digits, model, _ = attacked
+    update = fedsgd(model, digits.images, digits.labels)
+    assert read_labels(update, model).tolist() == sorted(digits.labels.tolist())
+    found = invert(update, model, SHAPE, search=SHORT)
+    assert found.images.shape == (4, *SHAPE)
+    assert found.labels.tolist() == sorted(digits.labels.tolist())
+
+
+def test_normalised_inputs(attacked):
+    digits, model, _ = attacked
+    update = fedsgd(model, (digits.images[:1] - 0.3) / 0.4, digits.labels[:1])
+    found = invert(update, model, SHAPE, search=Search(iterations=300, tv=1e-3), mean=(0.3,), std=(0.4,))
+    assert float(psnr(found.images, digits.images[:1])) > 18
+
+
+def test_one_local_step_is_a_gradient(attacked):
+    digits, model, update = attacked
+    delta = fedavg(model, digits.images[:1], digits.labels[:1], learning_rate=0.1, batch_size=1)
+    by_gradient, by_delta = (invert(u, model, SHAPE, search=SHORT) for u in (update, delta))
+    assert torch.allclose(by_delta.trace, by_gradient.trace, atol=1e-3)
+
+
+def test_local_steps(attacked):
+    digits, model, _ = attacked
+    update = fedavg(model, digits.images[:2], digits.labels[:2], learning_rate=0.05, batch_size=1, epochs=2)
+    search = Search(iterations=60, tv=1e-3)
+    found = invert(update, model, SHAPE, digits.labels[:2], search, batch_size=1)
+    assert found.trace[-1] < 0.8 * found.trace[0]
+    three = fedavg(model, digits.images[:3], digits.labels[:3], learning_rate=0.05, batch_size=1)
+    with pytest.raises(ValueError, match="no whole number of epochs: set batch_size"):
+        invert(three, model, SHAPE, digits.labels[:3], search, batch_size=2)
+
+
+def test_training_mode_uses_the_statistics_of_the_batch_and_leaves_the_running_ones(attacked):
+    digits, _, _ = attacked
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(600, 10)
+    ).train()
+    before = copy.deepcopy(model.state_dict())
+    update = fedsgd(model, digits.images, digits.labels)
+    trace = invert(update, model, SHAPE, digits.labels, Search(iterations=60, tv=1e-3)).trace
+    assert trace[-1] < 0.8 * trace[0]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_snapshots_are_images_of_the_best_restart_on_the_way(attacked):
+    _, model, update = attacked
+    found = invert(update, model, SHAPE, search=SHORT, snapshots=(0, 3, 6))
+    assert found.snapshots.shape == (3, 1, *SHAPE)
+    assert not torch.equal(found.snapshots[0], found.snapshots[1])
+
+
+def test_ctrl_c_returns_the_best_so_far(attacked, monkeypatch, capsys):
+    _, model, update = attacked
+    calls = []
+    true = inversion.total_variation
+
+    def interrupted(images):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return true(images)
+
+    monkeypatch.setattr(inversion, "total_variation", interrupted)
+    found = invert(update, model, SHAPE, search=SHORT)
+    assert found.trace.shape == (3, 2)
+    assert found.objective == float(found.trace.min())
+    assert "interrupted after 3 of 6 iterations" in capsys.readouterr().out
+
+
+def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
+    _, model, update = attacked
+    file = tmp_path / "search.pt"
+    search = Search(iterations=40, restarts=2)
+    whole = invert(update, model, SHAPE, search=search, snapshots=(1, 30))
+    monkeypatch.setattr(inversion, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    true, calls = inversion.write_whole, []
+
+    def killed(path, content):
+        true(path, content)
+        calls.append(content["done"])
+        if len(calls) == 17:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(inversion, "write_whole", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        invert(update, model, SHAPE, search=search, snapshots=(1, 30), checkpoint=file)
+    monkeypatch.setattr(inversion, "write_whole", true)
+    resumed = invert(update, model, SHAPE, search=search, snapshots=(1, 30), checkpoint=file)
+    assert torch.equal(resumed.images, whole.images)
+    assert torch.equal(resumed.trace, whole.trace)
+    assert torch.equal(resumed.snapshots, whole.snapshots)
+    with pytest.raises(ValueError, match="checkpoint of another run"):
+        invert(update, model, SHAPE, search=Search(iterations=41, restarts=2), checkpoint=file)
+
+
+def test_progress(attacked, capsys):
+    _, model, update = attacked
+    invert(update, model, SHAPE, search=SHORT, progress=True)
+    assert "objective" in capsys.readouterr().err
+
+
+def test_nothing_of_a_step_outlives_it(attacked):
+    _, model, update = attacked
+    invert(update, model, SHAPE, search=SHORT)
+    gc.collect()
+    kept = [
+        thing for thing in gc.get_objects() if type(thing).__name__ == f"{_AffineGradient.__name__}Backward"
+    ]
+    assert not kept
+
+
+def test_a_model_that_mixes_lanes_is_searched_one_by_one(attacked):
+    """It runs on a batch of lanes without an error, and means something else there."""
+    digits, _, _ = attacked
+
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = nn.Linear(144, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.linear(x - 0.5 * x.mean(0))
+
+    model = Centred().double()
+    update = fedsgd(model, digits.images[:2], digits.labels[:2])
+    found = invert(update, model, SHAPE, digits.labels[:2], Search(iterations=60, restarts=2, tv=0))
+    assert found.objective < 0.05
 
 
 def test_bad_input(attacked):
-    digit, model, update = attacked
-    with pytest.raises(ValueError, match="1 or more iterations, got a gradient and 0 iterations"):
-        dlg(update, model, (1, 8, 8), iterations=0)
-    delta = fedavg(model, digit.images, digit.labels, learning_rate=0.1, batch_size=1)
-    with pytest.raises(ValueError, match="got a delta"):
-        dlg(delta, model, (1, 8, 8))
+    digits, model, update = attacked
     with pytest.raises(ValueError, match="another architecture"):
-        dlg(update, models.build("lenet", (1, 8, 8), classes=9), (1, 8, 8))
+        invert(update, models.build("lenet", SHAPE, classes=9), SHAPE)
     broken = Update({name: value * torch.nan for name, value in update.tensors.items()}, "gradient", 1)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        dlg(broken, model, (1, 8, 8))
+        invert(broken, model, SHAPE)
+    nothing = Update({name: value * 0 for name, value in update.tensors.items()}, "gradient", 1)
+    with pytest.raises(ValueError, match="the update is zero"):
+        invert(nothing, model, SHAPE)
+    with pytest.raises(ValueError, match=r"labels must be int64 \[1\] for each of 1 updates, got \[\(2,\)\]"):
+        invert(update, model, SHAPE, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="a label is out of the model's range"):
+        invert(update, model, SHAPE, torch.tensor([10]))
+    with pytest.raises(ValueError, match=r"cannot be run on images of shape \(1, 30, 30\)"):
+        invert(update, model, (1, 30, 30))
+    with pytest.raises(ValueError, match="mean and std need 1 or 1 numbers"):
+        invert(update, model, SHAPE, mean=(0.1, 0.2))
+    with pytest.raises(ValueError, match="there is no update"):
+        invert_all([], model, SHAPE)
+    with pytest.raises(ValueError, match="must agree in kind, samples"):
+        invert_all([update, fedsgd(model, digits.images, digits.labels)], model, SHAPE)
+    delta = fedavg(model, digits.images, digits.labels, learning_rate=0.1, batch_size=4, epochs=2)
+    unknown = Update(delta.tensors, "delta", 4, 2)
+    with pytest.raises(ValueError, match="learning rate: give it to the update"):
+        invert(unknown, model, SHAPE)
+    weights = copy.deepcopy(model)
+    nn.init.constant_(weights[0].weight, torch.nan)
+    with pytest.raises(ValueError, match="no number from the start"):
+        invert(update, weights, SHAPE, digits.labels[:1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"iterations": 0},
+        {"restarts": 0},
+        {"tv": -1.0},
+        {"tv": float("nan")},
+        {"step_size": 0.0},
+        {"distance": "l1"},
+    ],
+)
+def test_bad_searches(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Search(**options)

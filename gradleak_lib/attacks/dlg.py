@@ -1,0 +1,110 @@
+"""Deep leakage from gradients: the first search for images whose gradient matches."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradleak_lib.attacks.inversion import Inversion
+from gradleak_lib.federated.functional import as_function
+from gradleak_lib.federated.update import Update
+
+
+def dlg(
+    update: Update,
+    model: nn.Module,
+    shape: tuple[int, ...],
+    labels: Tensor | None = None,
+    *,
+    iterations: int = 100,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    seed: int = 0,
+) -> Inversion:
+    """Minimise the squared distance of the gradients with L-BFGS, over images and, if unknown, soft labels.
+
+    Parameters
+    ----------
+    update
+        A gradient (FedSGD) of the model.
+    model
+        The model that the server sent out, in evaluation mode, twice differentiable (sigmoid rather than ReLU); left
+        as it was.
+    shape
+        Of one image.
+    labels
+        int64 ``[n]``; None: searched for together with the images.
+    iterations
+        Steps of L-BFGS, each of up to 20 evaluations; at least 1.
+    mean, std
+        The model's inputs are ``(image - mean) / std``; one number, or one for each channel.
+    seed
+        Seed of the start, which is Gaussian.
+
+    Returns
+    -------
+    Inversion
+        Its objective is the squared distance, its trace has a row for each evaluation, and its images are not
+        confined to [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the update is no gradient or of another model, or holds NaN or infinity.
+
+    References
+    ----------
+    Zhu et al. 2019, Alg. 1 (learning rate 1). Geiping et al. 2020, Sec. 4 (with known labels).
+    """
+    if update.kind != "gradient" or iterations < 1:
+        raise ValueError(
+            f"dlg needs a gradient and 1 or more iterations, got a {update.kind} and {iterations} iterations"
+        )
+    update.check(model)
+    update.flat()  # refuses NaN and infinity
+    trained = {
+        name: value.detach().requires_grad_()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+    fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
+    fixed |= {name: value.detach().clone() for name, value in model.named_buffers()}
+    if not trained:
+        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    sent = [update.tensors[name].detach().to(value) for name, value in trained.items()]
+    outputs_of = as_function(model)
+    example = sent[0]
+    centre, spread = (
+        torch.tensor(values).to(example).view(-1, *[1] * (len(shape) - 1)) for values in (mean, std)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(update.samples, *shape, generator=generator).to(example).requires_grad_()
+    with torch.no_grad():
+        classes = outputs_of(trained | fixed, images).shape[1]
+    if labels is None:
+        scores = torch.randn(update.samples, classes, generator=generator).to(example).requires_grad_()
+        dummies = [images, scores]
+    else:
+        scores = (
+            nn.functional.one_hot(labels.to(example.device), classes).to(example).log()
+        )  # softmax: one-hot again
+        dummies = [images]
+    optimizer = torch.optim.LBFGS(dummies, lr=1)
+    best, lowest, trace = (images.detach().clone(), scores.detach().clone()), math.inf, []
+
+    def closure() -> Tensor:
+        nonlocal best, lowest
+        loss = nn.functional.cross_entropy(outputs_of(trained | fixed, images), scores.softmax(1))
+        found = torch.autograd.grad(loss, list(trained.values()), create_graph=True, materialize_grads=True)
+        distance = torch.stack([(g - s).square().sum() for g, s in zip(found, sent, strict=True)]).sum()
+        for dummy, change in zip(dummies, torch.autograd.grad(distance, dummies), strict=True):
+            dummy.grad = change
+        trace.append(distance.detach())
+        if float(trace[-1]) < lowest:  # without a line search, L-BFGS may end far from its best
+            best, lowest = (images.detach().clone(), scores.detach().clone()), float(trace[-1])
+        return distance
+
+    for _ in range(iterations):
+        optimizer.step(closure)
+    return Inversion(best[0] * spread + centre, best[1].argmax(1), lowest, torch.stack(trace)[:, None])
