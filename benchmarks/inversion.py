@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gradleak_lib import metrics
-from gradleak_lib.attacks.inversion import Search, invert
+from gradleak_lib.attacks.inversion import invert
 from gradleak_lib.attacks.matching import Target, one_by_one, together
+from gradleak_lib.attacks.search import Search
 from gradleak_lib.data import load
 from gradleak_lib.federated import Update, fedsgd
 from gradleak_lib.models import build

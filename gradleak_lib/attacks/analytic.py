@@ -55,11 +55,11 @@ def linear_input(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stack_input(update: Update, model: nn.Sequential) -> Tensor:
-    """Input of a stack of fully connected layers, of which only the last needs a bias, from the gradient of one sample.
+    """Input of a stack of fully connected layers, from the gradient of one sample; only the last layer needs a bias.
 
-    The gradient of the last bias is the signal at the last layer's output. Each layer's weight gradient is the product
-    of the signal with the layer's input, and so gives that input; the weights carry the signal back to it, and the
-    derivative of the activation, which the activation's output tells, to the layer before.
+    The gradient of the last bias is the signal at the last layer's output. Each layer's weight gradient is the
+    product of the signal with the layer's input, and so gives that input; the weights carry the signal back to it,
+    and the derivative of the activation, which the activation's output tells, to the layer before.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """How far the update of dummy images lies from the one that was sent, and how that changes with the images."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,11 +103,13 @@ def vectorized(model: nn.Module, target: Target, *, compiled: bool = False) -> M
     compiled
         Whether to compile the pass with ``torch.compile``: slow at first, then faster than `together`.
     """
-    client = _client(model, target, lambda loss, values, rows: grad(loss)(values, rows))
+    client = _client(with_plain_norms(model), target, lambda loss, values, rows: grad(loss)(values, rows))
     lane = vmap(grad_and_value(_lane(client, target)), in_dims=(0, 0, 0))
     sent = {name: value.repeat_interleave(target.restarts, 0) for name, value in target.sent.items()}
     labels = target.labels.repeat_interleave(target.restarts, 0)
     if compiled:
+        # Every search compiles a function of its own, and torch stops compiling after eight that look the same to it.
+        torch.compiler.reset()
         lane = torch.compile(lane)
 
     def matcher(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,6 +172,50 @@ def _client(
         return {name: values[name] - received[name] for name in received}
 
     return update
+
+
+class _PlainNorm(nn.Module):
+    """A batch norm in plain arithmetic, which torch can vectorise and compile; running statistics stay."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.affine = norm.affine
+        self.of_batch = norm.training or norm.running_mean is None
+        for name, value in norm.named_parameters():
+            self.register_parameter(name, value)
+        for name, buffer in norm.named_buffers():
+            self.register_buffer(name, buffer)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (inputs.ndim - 2))
+        if self.of_batch:
+            axes = (0, *range(2, inputs.ndim))
+            variance, mean = torch.var_mean(inputs, axes, correction=0)
+        else:
+            variance, mean = cast(Tensor, self.running_var), cast(Tensor, self.running_mean)
+        scale = (variance + self.eps).rsqrt()
+        if not self.affine:
+            return (inputs - mean.view(shape)) * scale.view(shape)
+        weight, bias = cast(Tensor, self.weight), cast(Tensor, self.bias)
+        return (inputs - mean.view(shape)) * (scale * weight).view(shape) + bias.view(shape)
+
+
+def with_plain_norms(model: nn.Module) -> nn.Module:
+    """Return a network whose batch norms are written in plain arithmetic, with the same parameters and buffers.
+
+    It computes what the model computes in its present mode, but for the running statistics, which stay as they are.
+    """
+    if isinstance(model, nn.modules.batchnorm._BatchNorm):
+        return _PlainNorm(model)
+    # The layers are copied and their tensors are not: what is looked up by name are the model's own.
+    copied = copy.deepcopy(model, {id(value): value for value in (*model.parameters(), *model.buffers())})
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            parent, _, child = name.rpartition(".")
+            plain = _PlainNorm(cast(nn.modules.batchnorm._BatchNorm, copied.get_submodule(name)))
+            setattr(copied.get_submodule(parent), child, plain)
+    return copied
 
 
 def _lane(client: Callable, target: Target) -> Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]:

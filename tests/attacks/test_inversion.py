@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from gradleak_lib import data, models
-from gradleak_lib.attacks import inversion
+from gradleak_lib.attacks import search as searching
 from gradleak_lib.attacks.double_backward import _AffineGradient
-from gradleak_lib.attacks.inversion import Search, invert, invert_all, read_labels
+from gradleak_lib.attacks.inversion import invert, invert_all, read_labels
+from gradleak_lib.attacks.search import Search
 from gradleak_lib.federated import Update, fedavg, fedsgd
 from gradleak_lib.metrics import psnr
 
@@ -154,7 +155,7 @@ def test_snapshots_are_images_of_the_best_restart_on_the_way(attacked):
 def test_ctrl_c_returns_the_best_so_far(attacked, monkeypatch, capsys):
     _, model, update = attacked
     calls = []
-    true = inversion.total_variation
+    true = searching.total_variation
 
     def interrupted(images):
         calls.append(1)
@@ -162,7 +163,7 @@ def test_ctrl_c_returns_the_best_so_far(attacked, monkeypatch, capsys):
             raise KeyboardInterrupt
         return true(images)
 
-    monkeypatch.setattr(inversion, "total_variation", interrupted)
+    monkeypatch.setattr(searching, "total_variation", interrupted)
     found = invert(update, model, SHAPE, search=SHORT)
     assert found.trace.shape == (3, 2)
     assert found.objective == float(found.trace.min())
@@ -174,8 +175,8 @@ def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
     file = tmp_path / "search.pt"
     search = Search(iterations=40, restarts=2)
     whole = invert(update, model, SHAPE, search=search, snapshots=(1, 30))
-    monkeypatch.setattr(inversion, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    true, calls = inversion.write_whole, []
+    monkeypatch.setattr(searching, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    true, calls = searching.write_whole, []
 
     def killed(path, content):
         true(path, content)
@@ -183,10 +184,10 @@ def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
         if len(calls) == 17:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(inversion, "write_whole", killed)
+    monkeypatch.setattr(searching, "write_whole", killed)
     with pytest.raises(RuntimeError, match="killed"):
         invert(update, model, SHAPE, search=search, snapshots=(1, 30), checkpoint=file)
-    monkeypatch.setattr(inversion, "write_whole", true)
+    monkeypatch.setattr(searching, "write_whole", true)
     resumed = invert(update, model, SHAPE, search=search, snapshots=(1, 30), checkpoint=file)
     assert torch.equal(resumed.images, whole.images)
     assert torch.equal(resumed.trace, whole.trace)

@@ -10,8 +10,8 @@ from torch import nn
 
 from gradleak_lib import models
 from gradleak_lib.attacks.double_backward import NotSupportedError
-from gradleak_lib.attacks.inversion import total_variation
-from gradleak_lib.attacks.matching import Target, one_by_one, together, vectorized
+from gradleak_lib.attacks.matching import Target, one_by_one, together, vectorized, with_plain_norms
+from gradleak_lib.attacks.search import total_variation
 from gradleak_lib.federated import fedavg, fedsgd
 
 DISTANCES = ["cosine", "euclidean"]
@@ -105,6 +105,30 @@ def test_single_precision(name):
     model = models.build(name, (3, 32, 32), classes=10)
     target, images = problem(model, (3, 32, 32))
     assert_same(together(model, target)(images), one_by_one(model, target)(images), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_plain_norms_compute_what_the_model_computes(train, options):
+    torch.manual_seed(0)
+    shared = nn.BatchNorm2d(4, **options)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), shared, nn.ReLU(), shared, nn.Flatten(), nn.BatchNorm1d(36)
+    ).double()
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(8, 2, 5, 5).double())
+    model.train(train)
+    plain, images = with_plain_norms(model), torch.randn(4, 2, 5, 5).double()
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert all(a is b for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    before = copy.deepcopy(model.state_dict())
+    found = plain(images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.allclose(found, model(images))
+    assert isinstance(model[1], nn.BatchNorm2d)
+    alone = nn.BatchNorm1d(3).eval()
+    assert torch.allclose(with_plain_norms(alone)(torch.ones(2, 3)), alone(torch.ones(2, 3)))
 
 
 def test_the_distance_is_zero_at_the_images_themselves_and_one_is_a_right_angle():
