@@ -324,8 +324,8 @@ def with_small_stem(resnet: nn.Module, *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
-    changed.conv1 = stem.to(old.weight)
-    changed.maxpool = nn.Identity()
+    changed.conv1 = stem.to(old.weight).train(old.training).requires_grad_(old.weight.requires_grad)
+    changed.maxpool = nn.Identity().train(old.training)
     return changed
 
 

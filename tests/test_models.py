@@ -178,3 +178,15 @@ def test_a_new_head_without_a_bias():
     bare = models.with_new_head(models.build("lenet", (1, 16, 16), classes=10), classes=4, bias=False)
     assert bare[-1].bias is None
     assert bare(torch.rand(2, 1, 16, 16)).shape == (2, 4)
+
+
+def test_a_small_stem_keeps_the_size_of_images_and_the_mode():
+    resnet = models.build("resnet18", (3, 32, 32), classes=10)
+    small = models.with_small_stem(resnet, seed=1)
+    assert small.maxpool(small.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert not any(module.training for module in small.modules())
+    assert resnet.conv1.kernel_size == (7, 7)
+    assert torch.equal(small.conv1.weight, models.with_small_stem(resnet, seed=1).conv1.weight)
+    with pytest.raises(ValueError, match="expected a ResNet"):
+        models.with_small_stem(models.build("lenet", (3, 32, 32), classes=10))

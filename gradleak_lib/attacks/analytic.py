@@ -76,8 +76,8 @@ def stack_input(update: Update, model: nn.Sequential) -> Tensor:
     Raises
     ------
     ValueError
-        If there is more than one sample or local step, the model is no such stack, the last layer has no bias, or the
-        signal is zero.
+        If there is more than one sample or local step, the model is no such stack, a layer is frozen or used twice,
+        or the signal is zero.
 
     References
     ----------
@@ -89,9 +89,18 @@ def stack_input(update: Update, model: nn.Sequential) -> Tensor:
             f"got {update.samples} and {update.local_steps}"
         )
     update.check(model)
-    layers = [(name, layer) for name, layer in model.named_children() if not isinstance(layer, nn.Flatten)]
-    if not layers or not isinstance(layers[-1][1], nn.Linear) or layers[-1][1].bias is None:
-        raise ValueError("the stack must end in a linear layer with a bias")
+    layers = [(name, layer) for name, layer in model._modules.items() if not isinstance(layer, nn.Flatten)]
+    linear = [layer for _, layer in layers if isinstance(layer, nn.Linear)]
+    if (
+        not linear
+        or layers[0][1] is not linear[0]
+        or layers[-1][1] is not linear[-1]
+        or linear[-1].bias is None
+    ):
+        raise ValueError("the stack must begin with a linear layer and end in one with a bias")
+    weights = {id(layer.weight) for layer in linear}
+    if len(weights) < len(linear) or not all(layer.weight.requires_grad for layer in linear):
+        raise ValueError("a layer is frozen or stands at two places: its gradient is not that of one input")
     signal, found = update.layer(layers[-1][0])["bias"], torch.empty(0)
     for name, layer in reversed(layers):
         if isinstance(layer, nn.Linear):

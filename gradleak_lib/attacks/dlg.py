@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradleak_lib.attacks.inversion import Inversion
+from gradleak_lib.attacks.inversion import Inversion, check_labels, normalisation
 from gradleak_lib.federated.functional import as_function
 from gradleak_lib.federated.update import Update
 
@@ -51,7 +52,8 @@ def dlg(
     Raises
     ------
     ValueError
-        If the update is no gradient or of another model, or holds NaN or infinity.
+        If the update is no gradient, zero, or of another model, or holds NaN or infinity; if labels, mean or std do
+        not fit; if the distance is never a number.
 
     References
     ----------
@@ -62,7 +64,8 @@ def dlg(
             f"dlg needs a gradient and 1 or more iterations, got a {update.kind} and {iterations} iterations"
         )
     update.check(model)
-    update.flat()  # refuses NaN and infinity
+    if not update.flat().any():  # refuses NaN and infinity
+        raise ValueError("the update is zero, and so is what it says of its images")
     trained = {
         name: value.detach().requires_grad_()
         for name, value in model.named_parameters()
@@ -75,9 +78,7 @@ def dlg(
     sent = [update.tensors[name].detach().to(value) for name, value in trained.items()]
     outputs_of = as_function(model)
     example = sent[0]
-    centre, spread = (
-        torch.tensor(values).to(example).view(-1, *[1] * (len(shape) - 1)) for values in (mean, std)
-    )
+    centre, spread = normalisation(mean, std, shape, example)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(update.samples, *shape, generator=generator).to(example).requires_grad_()
     with torch.no_grad():
@@ -86,9 +87,11 @@ def dlg(
         scores = torch.randn(update.samples, classes, generator=generator).to(example).requires_grad_()
         dummies = [images, scores]
     else:
-        scores = (
-            nn.functional.one_hot(labels.to(example.device), classes).to(example).log()
-        )  # softmax: one-hot again
+        check_labels(labels, update.samples)
+        if labels.max() >= classes:
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.max())}")
+        hot = nn.functional.one_hot(labels.to(example.device), classes)
+        scores = hot.to(example).log()  # its softmax is one-hot again
         dummies = [images]
     optimizer = torch.optim.LBFGS(dummies, lr=1)
     best, lowest, trace = (images.detach().clone(), scores.detach().clone()), math.inf, []
@@ -105,6 +108,9 @@ def dlg(
             best, lowest = (images.detach().clone(), scores.detach().clone()), float(trace[-1])
         return distance
 
-    for _ in range(iterations):
-        optimizer.step(closure)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no second derivative
+        for _ in range(iterations):
+            optimizer.step(closure)
+    if lowest == math.inf:
+        raise ValueError("the distance between the updates was never a number: check the model's weights")
     return Inversion(best[0] * spread + centre, best[1].argmax(1), lowest, torch.stack(trace)[:, None])

@@ -245,13 +245,15 @@ class _Lanes(TorchFunctionMode):
         }
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        given = _flat([*args, *(kwargs or {}).values()])
         layer = _LAYERS.get(func)
-        if layer is not None:
+        if layer is not None and not (given and id(given[0]) in self.own):
             found = layer(self, *args, **(kwargs or {}))
             if found is not None:
                 return found
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and any(id(value) in self.own for value in _flat(args, kwargs)):
+        gives_tensors = any(isinstance(value, Tensor) for value in _flat([result]))
+        if gives_tensors and any(id(value) in self.own for value in given):
             raise NotSupportedError(f"{getattr(func, '__name__', func)} works on parameters")
         return result
 
@@ -269,8 +271,7 @@ class _Lanes(TorchFunctionMode):
         return _Affine.apply(inputs, own, self.leaf(bias), matrix, shift, kernel, self.passes)
 
 
-def _flat(args: Sequence[Any], kwargs: dict[str, Any] | None) -> list[Any]:
-    values = [*args, *(kwargs or {}).values()]
+def _flat(values: Sequence[Any]) -> list[Any]:
     return [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
 
 

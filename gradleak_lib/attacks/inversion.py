@@ -1,18 +1,21 @@
 """Searching for the images whose update is the one that was sent."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradleak_lib.attacks import labels as label_attacks
-from gradleak_lib.attacks.double_backward import NotSupportedError
 from gradleak_lib.attacks.matching import Matcher, Target, one_by_one, together, vectorized
 from gradleak_lib.attacks.search import PAPER, Checkpoint, Search, State, run
-from gradleak_lib.federated.checkpoint import digest, read_whole
+from gradleak_lib.federated.checkpoint import described, digest, read_whole
+from gradleak_lib.federated.functional import as_function
 from gradleak_lib.federated.update import Update
 from gradleak_lib.models import last_layer
 
@@ -76,11 +79,12 @@ def invert_all(
     compiled: bool = False,
     snapshots: Sequence[int] = (),
     progress: bool = False,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
 ) -> list[Inversion]:
     """Reconstruct the images behind several updates of one model, all in one pass: inverting gradients.
 
-    Ctrl-C ends the search, and what was best so far is returned.
+    Ctrl-C ends the search, and what was best so far is returned. Layers that draw at random, such as dropout in
+    training mode, draw from a state of their own, by the seed; the client's draws are unknown to the server.
 
     Parameters
     ----------
@@ -93,18 +97,19 @@ def invert_all(
         ``(C, H, W)`` of one image.
     labels
         For each update int64 ``[n]``; after local steps in the order in which the client took them. None: read from
-        the update, by `idlg`, or for more samples by `ilrg` (`llg` without a bias), in any order.
+        the update, see `read_labels`; not for local steps on different batches, whose order it does not tell.
     search
         How to search.
     mean, std
         The model's inputs are ``(image - mean) / std``; one number, or one for each channel. The search confines
         images to [0, 1].
     batch_size
-        Samples of each local step, in the client's order, again and again; None: all of them.
+        Samples of each local step, in the client's order, again and again; None: all of them. A wrong one that leads
+        to the same number of steps cannot be told.
     compiled
         Whether to compile with ``torch.compile``, which takes a minute or more, and is kept for the next time.
     snapshots
-        Iterations, from 0, whose images are kept.
+        Iterations whose images are kept, from 0 to that after the last step.
     progress
         Whether to show a progress bar.
     checkpoint
@@ -126,33 +131,30 @@ def invert_all(
     Geiping et al. 2020, Eq. 2, Sec. 5 and 6. Zhao et al. 2020 (the label first).
     """
     first = _agreeing(updates)
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (C, H, W), got {shape}")
+    if not all(0 <= step <= search.iterations for step in snapshots):
+        raise ValueError(f"snapshots must lie in 0..{search.iterations}, got {tuple(snapshots)}")
     target = _target(updates, model, labels, search, _local_steps(first, batch_size))
     example = next(iter(target.sent.values()))
-    centre, spread = (torch.tensor(values).to(example).view(-1, 1, 1) for values in (mean, std))
-    if not (spread > 0).all() or len(centre) not in (1, shape[0]) or len(spread) not in (1, shape[0]):
-        raise ValueError(
-            f"mean and std need 1 or {shape[0]} numbers, std positive ones, got {mean} and {std}"
-        )
+    centre, spread = normalisation(mean, std, shape, example)
     generator = torch.Generator().manual_seed(search.seed)
     start = torch.randn(search.restarts, first.samples, *shape, generator=generator).to(example)
     state = State(start.repeat(len(updates), 1, 1, 1, 1).flatten(0, 1), target.lanes, search)
-    matcher = _matcher(model, target, state.images, compiled)
-    file = (
-        None
-        if checkpoint is None
-        else Checkpoint(checkpoint, _key(target, model, search, snapshots, centre, spread))
-    )
-    if file is not None and file.path.exists():
-        state.restore(read_whole(file.path, file.key))
-    run(
-        state,
-        matcher,
-        search,
-        (-centre / spread, (1 - centre) / spread),
-        frozenset(snapshots),
-        progress,
-        file,
-    )
+    gpus = [example.device] if example.device.type == "cuda" else []
+    # Flash attention has no second derivative; dropout draws from the global state.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(gpus):
+        torch.manual_seed(search.seed)
+        matcher = _matcher(model, target, state.images, compiled)
+        file = None
+        if checkpoint is not None:
+            key = _key(target, model, search, snapshots, (start, centre, spread))
+            file = Checkpoint(Path(checkpoint), key)
+            if file.path.exists():
+                state.restore(read_whole(file.path, file.key))
+        torch.manual_seed(search.seed)
+        box = ((0 - centre) / spread, (1 - centre) / spread)
+        run(state, matcher, search, box, frozenset(snapshots), progress, file)
     return _best(state, target, centre, spread)
 
 
@@ -174,7 +176,9 @@ def _best(state: State, target: Target, centre: Tensor, spread: Tensor) -> list[
             target.labels[client],
             float(lowest[client, chosen[client]]),
             state.trace[: state.done].unflatten(1, lowest.shape)[:, client].clone(),
-            torch.stack([pictures(images, client) for images in state.kept]) if state.kept else None,
+            torch.stack([pictures(state.kept[step], client) for step in sorted(state.kept)])
+            if state.kept
+            else None,
         )
         for client in range(clients)
     ]
@@ -194,9 +198,14 @@ def _agreeing(updates: Sequence[Update]) -> Update:
 
 def _local_steps(update: Update, batch_size: int | None) -> tuple[Tensor, ...] | None:
     """For each local step the samples that it takes; None for a gradient, or one step, which is one."""
-    if update.kind == "delta" and update.learning_rate is None:
+    if update.kind == "gradient":
+        if batch_size is not None:
+            raise ValueError("batch_size is for local steps, and the update is a gradient")
+        return None
+    if not 0 < (update.learning_rate or 0) < math.inf:
         raise ValueError(
-            "a change of parameters is read with the clients' learning rate: give it to the update"
+            f"a change of parameters is read with the clients' learning rate, got {update.learning_rate}: "
+            "give it to the update"
         )
     size = update.samples if batch_size is None else batch_size
     if size < 1:
@@ -208,7 +217,7 @@ def _local_steps(update: Update, batch_size: int | None) -> tuple[Tensor, ...] |
             f"{update.samples} samples in batches of {size} are {len(batches)} steps an epoch, "
             f"and {update.local_steps} steps are no whole number of epochs: set batch_size"
         )
-    return batches * epochs if update.kind == "delta" and update.local_steps > 1 else None
+    return batches * epochs if update.local_steps > 1 else None
 
 
 def _target(
@@ -226,14 +235,16 @@ def _target(
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if not trained:
         raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
-    known = [read_labels(update, model) for update in updates] if labels is None else list(labels)
     first = updates[0]
-    wrong = [given for given in known if given.shape != (first.samples,) or given.is_floating_point()]
-    if wrong or len(known) != len(updates):
+    if labels is None and steps is not None and len(steps[0]) < first.samples:
         raise ValueError(
-            f"labels must be int64 [{first.samples}] for each of {len(updates)} updates, "
-            f"got {[tuple(given.shape) for given in known]}"
+            "after local steps on different batches the update does not tell which label was in which: give labels"
         )
+    known = [read_labels(update, model) for update in updates] if labels is None else list(labels)
+    if len(known) != len(updates):
+        raise ValueError(f"labels must be given for each of {len(updates)} updates, got {len(known)}")
+    for given in known:
+        check_labels(given, first.samples)
     scale = 1.0
     if first.kind == "delta" and steps is None and first.learning_rate is not None:
         scale = -1 / first.learning_rate  # one step is a gradient
@@ -251,6 +262,36 @@ def _target(
     )
 
 
+def check_labels(labels: Tensor, samples: int) -> None:
+    """Raise ValueError unless these are int64 labels of so many samples."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (samples,):
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be an int64 tensor [{samples}] for each update, got {got}")
+    if (labels < 0).any():
+        raise ValueError(f"labels must be 0 or more, got {labels.tolist()}")
+
+
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], shape: Sequence[int], example: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as tensors that fit one image ``(C, ...)``, like an example.
+
+    Raises
+    ------
+    ValueError
+        Unless there are 1 or C of each, finite, and positive deviations.
+    """
+    centre, spread = (
+        torch.tensor(values).to(example).view(-1, *[1] * (len(shape) - 1)) for values in (mean, std)
+    )
+    finite = centre.isfinite().all() and spread.isfinite().all() and (spread > 0).all()
+    if not finite or len(centre) not in (1, shape[0]) or len(spread) not in (1, shape[0]):
+        raise ValueError(
+            f"mean and std need 1 or {shape[0]} finite numbers, std positive ones, got {mean} and {std}"
+        )
+    return centre, spread
+
+
 def read_labels(update: Update, model: nn.Module) -> Tensor:
     """Labels of the batch, as the attacks on labels read them: int64 ``[n]``, ascending.
 
@@ -258,8 +299,15 @@ def read_labels(update: Update, model: nn.Module) -> Tensor:
     ----------
     update, model
         As for `class_gradients`. One sample: `idlg`. More: `ilrg`, or `llg` where the last layer has no bias.
+
+    Raises
+    ------
+    ValueError
+        As for `class_gradients`, or if the last layer is frozen.
     """
     name = last_layer(model)
+    if not label_attacks.class_gradients(update, model).any():
+        raise ValueError("the last layer's gradient is zero, or it is frozen, and tells no labels: give them")
     if update.samples == 1:
         counts = label_attacks.idlg(update, model)
     elif cast(nn.Linear, model.get_submodule(name)).bias is None:
@@ -279,38 +327,53 @@ def _matcher(model: nn.Module, target: Target, images: Tensor, compiled: bool) -
         restarts=1,
     )
     try:
+        with torch.no_grad():
+            buffers = {name: value.clone() for name, value in model.named_buffers()}  # norms write to them
+            classes = as_function(model)(buffers, images[:samples]).shape[1]
+        if target.labels.max() >= classes:
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(target.labels.max())}")
         distance, change = one_by_one(model, alone)(images[:samples])
-    except IndexError as error:  # of the cross-entropy
-        raise ValueError(f"a label is out of the model's range: {error}") from error
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(
             f"the model cannot be run on images of shape {tuple(images.shape[1:])}: {error}"
         ) from error
-    ways = [vectorized(model, target, compiled=compiled)]
+    ways = [partial(vectorized, compiled=compiled)]
     if target.steps is None and not compiled:
-        ways.insert(0, together(model, target))
-    for matcher in ways:
+        ways.insert(0, partial(together))
+    # All starts look alike, and so would averages over them. The first lane stays, the others are moved away from it.
+    move = (torch.arange(target.lanes, device=images.device) % 3).repeat_interleave(samples).view(-1, 1, 1, 1)
+    unlike = torch.where(
+        torch.arange(len(images), device=images.device).view(-1, 1, 1, 1) < samples,
+        images,
+        images * (1 + move) + move,
+    )
+    for way in ways:
         try:
-            found, its_change = matcher(images)
+            matcher = way(model, target)
+            found, its_change = matcher(unlike)
         except torch.OutOfMemoryError:
             raise
-        except (NotSupportedError, RuntimeError):
+        except Exception:  # whatever it is, plain autograd has just done it
             if compiled:
                 raise
             continue
         # Rounding may move a few units of a ReLU across zero. A model that mixes the lanes is off by far more.
-        near = (its_change[:samples] - change).norm() <= 0.05 * change.norm()
+        near = (its_change[:samples] - change).norm() <= 0.02 * change.norm()
         if near and torch.isclose(found[0], distance[0], rtol=1e-2, atol=1e-4):
             return matcher
+    if compiled:
+        raise ValueError("compiled, the model gives another gradient: invert it without")
     return one_by_one(model, target)
 
 
 def _key(
-    target: Target, model: nn.Module, search: Search, snapshots: Sequence[int], centre: Tensor, spread: Tensor
+    target: Target, model: nn.Module, search: Search, snapshots: Sequence[int], tensors: Sequence[Tensor]
 ) -> str:
     """Hash of all that a search depends on."""
-    settings = [search, tuple(snapshots), target.distance, target.learning_rate, repr(model), model.training]
-    tensors = [target.labels, *(target.steps or ()), centre, spread]
-    return digest(repr(settings), [*tensors, *target.sent.values(), *model.state_dict().values()])
+    settings = [search, sorted(snapshots), target.learning_rate, described(model)]
+    steps = target.steps or ()
+    return digest(
+        repr(settings), [target.labels, *steps, *tensors, *target.sent.values(), *model.state_dict().values()]
+    )

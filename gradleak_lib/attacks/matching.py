@@ -208,6 +208,8 @@ def with_plain_norms(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, nn.modules.batchnorm._BatchNorm):
         return _PlainNorm(model)
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        return model
     # The layers are copied and their tensors are not: what is looked up by name are the model's own.
     copied = copy.deepcopy(model, {id(value): value for value in (*model.parameters(), *model.buffers())})
     for name, layer in model.named_modules(remove_duplicate=False):

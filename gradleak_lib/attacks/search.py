@@ -123,11 +123,11 @@ class State:
         self.lowest = images.new_full((lanes,), math.inf)
         self.best = images.clone()
         self.trace = images.new_full((search.iterations, lanes), math.nan)
-        self.kept: list[Tensor] = []
+        self.kept: dict[int, Tensor] = {}  # by iteration
         self.done = 0
         fused = True if images.device.type in ("cpu", "cuda") else None
         self.optimizer = torch.optim.Adam([images], lr=search.step_size, fused=fused)
-        milestones = [int(search.iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
+        milestones = [math.ceil(search.iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
 
     def consider(self, objective: Tensor) -> None:
@@ -149,6 +149,8 @@ class State:
         self.optimizer.load_state_dict(content.pop("optimizer"))
         self.schedule.load_state_dict(content.pop("schedule"))
         self.images.copy_(content.pop("images"))
+        kept = content.pop("kept")
+        self.kept = {iteration: images.to(self.images) for iteration, images in kept.items()}
         for name, value in content.items():
             setattr(self, name, value.to(self.images) if isinstance(value, Tensor) else value)
 
@@ -179,7 +181,8 @@ def run(
     progress
         Whether to show a progress bar.
     file
-        Where the state is written every minute, and at the end; None: nowhere.
+        Where the state is written every minute, and at the end; None: nowhere. After an interrupt it goes on from
+        there.
 
     Raises
     ------
@@ -206,7 +209,7 @@ def run(
                 state.trace[state.done] = value
                 state.consider(value)
                 if state.done in snapshots:
-                    state.kept.append(images.clone())
+                    state.kept[state.done] = images.clone()
                 if state.done == 0 and not value.isfinite().any():
                     raise ValueError(
                         "the distance between the updates is no number from the start: check the model's weights"
@@ -226,8 +229,11 @@ def run(
                         written = time.monotonic()
             state.consider(objective()[0])
             if state.done in snapshots:
-                state.kept.append(images.clone())
+                state.kept[state.done] = images.clone()
+            if file is not None:
+                write_whole(file.path, state.content() | {"key": file.key})
     except KeyboardInterrupt:
+        # Nothing is written: the interrupt may have come between two halves of a step.
+        if state.done == 0:
+            raise
         print(f"interrupted after {state.done} of {search.iterations} iterations; this is the best so far")
-    if file is not None:
-        write_whole(file.path, state.content() | {"key": file.key})

@@ -103,7 +103,8 @@ def spear(update: Update, model: nn.Module, layer: str, *, trials: int = 2**13, 
     generator = torch.Generator().manual_seed(seed)
     rank, drawn = len(factors.sizes), 0
     found = factors.left.new_zeros(0, rank)
-    inputs, agreement = gradient.new_zeros(0, gradient.shape[1] - 1), 0.0
+    inputs = gradient.new_zeros(0, gradient.shape[1] - 1, dtype=torch.float64)
+    agreement = 0.0
     while drawn < trials and agreement < _EXACT:
         bundles = -(-min(trials - drawn, 96) // rank)
         # Keep the sparsest found, or none, in every bundle. The others may be mixtures, which would stand in the way.
@@ -141,7 +142,9 @@ def _read(update: Update, model: nn.Module, layer: str) -> tuple[nn.Linear, Tens
             f"got {update.samples}"
         )
     if not any(tensor.any() for tensor in sent.values()):
-        raise ValueError(f"the gradient of layer {layer!r} is zero: no sample has a signal there")
+        raise ValueError(
+            f"the gradient of layer {layer!r} is zero: it is frozen, or no sample has a signal there"
+        )
     return linear, torch.cat([sent["weight"].detach(), sent["bias"].detach()[:, None]], 1)
 
 
@@ -245,6 +248,8 @@ def _zeros(factors: _Factors, directions: Tensor) -> Tensor:
 
 def _sparsest(factors: _Factors, directions: Tensor) -> Tensor:
     """Choose independent directions greedily, most zeros first: no other independent ones have more in total."""
+    if len(directions) == 0:
+        return directions
     zeros = _zeros(factors, directions).sum(1)
     # Two estimates of one direction differ by their errors, which are of the size of the noise in all rows.
     blur = (_SURE * _noise(factors, directions).norm(dim=1)).clamp_min(1e-7)

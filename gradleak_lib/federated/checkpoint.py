@@ -60,13 +60,17 @@ class Part:
 
 def fingerprint(model: nn.Module, clients: ClientData, settings: Mapping[str, Any]) -> str:
     """Hash of all that a run depends on: first model, data, who holds them, settings."""
-    # Layers without parameters, which parameters are trained, and modes are not in the state.
-    trained = [name for name, value in model.named_parameters() if value.requires_grad]
-    training = [name for name, module in model.named_modules() if module.training]
-    text = json.dumps(settings, sort_keys=True, default=_plain) + repr((repr(model), trained, training))
+    text = json.dumps(settings, sort_keys=True, default=_plain) + described(model)
     return digest(
         text, [*model.state_dict().values(), clients.data.inputs, clients.data.targets, *clients.rows]
     )
+
+
+def described(model: nn.Module) -> str:
+    """Say what is not in a model's state: its layers, which parameters are trained, which layers are in training."""
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    training = [name for name, module in model.named_modules() if module.training]
+    return repr((repr(model), trained, training))
 
 
 def digest(settings: str, tensors: Iterable[Tensor]) -> str:
@@ -99,8 +103,10 @@ def read_whole(path: Path, key: str) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is damaged, or its key is another one.
+        If it is no file or a damaged one, or its key is another one.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a checkpoint is a file: name another one")
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
             if archive.testzip() is not None:

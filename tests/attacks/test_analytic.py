@@ -68,8 +68,21 @@ def test_what_is_no_stack_or_no_single_sample():
     with pytest.raises(ValueError, match="layer '1' is a GELU"):
         stack_input(fedsgd(odd, torch.randn(1, 3), torch.tensor([0])), odd)
     bare = nn.Sequential(nn.Linear(3, 2, bias=False))
-    with pytest.raises(ValueError, match="linear layer with a bias"):
+    with pytest.raises(ValueError, match="end in one with a bias"):
         stack_input(fedsgd(bare, torch.randn(1, 3), torch.tensor([0])), bare)
+    relu = nn.ReLU()
+    shared = nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2)).double()
+    x = torch.rand(1, 3).double()
+    assert torch.allclose(stack_input(fedsgd(shared, x, torch.tensor([0])), shared), x[0])
+    twice = nn.Sequential(shared[0], relu, shared[2], relu, shared[2], relu, shared[4])
+    with pytest.raises(ValueError, match="stands at two places"):
+        stack_input(fedsgd(twice, x, torch.tensor([0])), twice)
+    shared[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="a layer is frozen"):
+        stack_input(fedsgd(shared, x, torch.tensor([0])), shared)
+    late = nn.Sequential(nn.Sigmoid(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="must begin with a linear layer"):
+        stack_input(fedsgd(late, torch.randn(1, 3), torch.tensor([0])), late)
     dead = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.init.constant_(dead[0].bias, -100.0)
     with pytest.raises(ValueError, match="no signal reaches layer '0'"):

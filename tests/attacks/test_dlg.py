@@ -83,6 +83,11 @@ def test_bad_input(attacked):
         dlg(delta, model, (1, 8, 8))
     with pytest.raises(ValueError, match="another architecture"):
         dlg(update, models.build("lenet", (1, 8, 8), classes=9), (1, 8, 8))
+    for wrong, message in (([10], "must lie in 0..9"), ([1, 2], "int64 tensor"), ([-1], "0 or more")):
+        with pytest.raises(ValueError, match=message):
+            dlg(update, model, (1, 8, 8), torch.tensor(wrong))
+    with pytest.raises(ValueError, match="std positive ones"):
+        dlg(update, model, (1, 8, 8), std=(0.0,))
     broken = Update({name: value * torch.nan for name, value in update.tensors.items()}, "gradient", 1)
     with pytest.raises(ValueError, match="NaN or infinity"):
         dlg(broken, model, (1, 8, 8))

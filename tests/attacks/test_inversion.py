@@ -6,11 +6,13 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradleak_lib import data, models
 from gradleak_lib.attacks import search as searching
 from gradleak_lib.attacks.double_backward import _AffineGradient
 from gradleak_lib.attacks.inversion import invert, invert_all, read_labels
+from gradleak_lib.attacks.matching import Target, one_by_one
 from gradleak_lib.attacks.search import Search
 from gradleak_lib.federated import Update, fedavg, fedsgd
 from gradleak_lib.metrics import psnr
@@ -126,6 +128,8 @@ def test_local_steps(attacked):
     search = Search(iterations=60, tv=1e-3)
     found = invert(update, model, SHAPE, digits.labels[:2], search, batch_size=1)
     assert found.trace[-1] < 0.8 * found.trace[0]
+    with pytest.raises(ValueError, match="does not tell which label was in which"):
+        invert(update, model, SHAPE, search=search, batch_size=1)
     three = fedavg(model, digits.images[:3], digits.labels[:3], learning_rate=0.05, batch_size=1)
     with pytest.raises(ValueError, match="no whole number of epochs: set batch_size"):
         invert(three, model, SHAPE, digits.labels[:3], search, batch_size=2)
@@ -168,6 +172,17 @@ def test_ctrl_c_returns_the_best_so_far(attacked, monkeypatch, capsys):
     assert found.trace.shape == (3, 2)
     assert found.objective == float(found.trace.min())
     assert "interrupted after 3 of 6 iterations" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_anything_was_found(attacked, monkeypatch):
+    _, model, update = attacked
+
+    def interrupted(images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "total_variation", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        invert(update, model, SHAPE, search=SHORT)
 
 
 def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
@@ -232,6 +247,76 @@ def test_a_model_that_mixes_lanes_is_searched_one_by_one(attacked):
     assert found.objective < 0.05
 
 
+class Standardised(nn.Module):
+    """Takes the mean and the deviation of all that it is given."""
+
+    def forward(self, x):
+        return (x - x.mean()) / x.std()
+
+
+class Remembering(nn.Module):
+    """Keeps what it last computed, so that it cannot be copied."""
+
+    def forward(self, x):
+        self.last = torch.relu(x)
+        return self.last
+
+
+class Attending(nn.Module):
+    """Attention over the rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x[:, 0], x[:, 0], x[:, 0], need_weights=False)[0]
+
+
+@pytest.mark.parametrize("first", [Standardised, Remembering, Attending])
+@pytest.mark.parametrize("norm", [False, True])
+def test_unusual_models(attacked, first, norm):
+    """What comes out is the objective of the images, by plain autograd, whatever way the search has taken."""
+    digits, _, _ = attacked
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(144)] if norm else []
+    model = nn.Sequential(first(), nn.Flatten(), *norms, nn.Linear(144, 10)).eval().double()
+    update = fedsgd(model, digits.images[:2], digits.labels[:2])
+    search = Search(iterations=30, restarts=2, tv=0)
+    with torch.no_grad():
+        found = invert(update, model, SHAPE, digits.labels[:2], search)
+    sent = {name: value[None] for name, value in update.tensors.items()}
+    target = Target(sent, found.labels[None], 1, "cosine")
+    with sdpa_kernel(SDPBackend.MATH):
+        distance = one_by_one(model, target)(found.images)[0]
+    assert float(distance) == pytest.approx(found.objective, rel=1e-6)
+
+
+def test_dropout_draws_by_the_seed_and_leaves_the_global_state(attacked):
+    digits, _, _ = attacked
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 10)).train()
+    update = fedsgd(model, digits.images[:1], digits.labels[:1])
+    state = torch.get_rng_state()
+    one, same = (invert(update, model, SHAPE, digits.labels[:1], SHORT) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.trace, same.trace)
+
+
+def test_a_finished_search_is_read_back(attacked, tmp_path):
+    _, model, update = attacked
+    file = str(tmp_path / "search.pt")
+    one, again = (
+        invert(update, model, SHAPE, search=SHORT, snapshots=(0, 6), checkpoint=file) for _ in range(2)
+    )
+    assert torch.equal(one.images, again.images)
+    assert torch.equal(one.snapshots, again.snapshots)
+    with pytest.raises(ValueError, match="checkpoint of another run"):
+        invert(update, copy.deepcopy(model).train(), SHAPE, search=SHORT, snapshots=(0, 6), checkpoint=file)
+    with pytest.raises(ValueError, match="is a folder"):
+        invert(update, model, SHAPE, search=SHORT, checkpoint=tmp_path)
+
+
 def test_bad_input(attacked):
     digits, model, update = attacked
     with pytest.raises(ValueError, match="another architecture"):
@@ -242,21 +327,37 @@ def test_bad_input(attacked):
     nothing = Update({name: value * 0 for name, value in update.tensors.items()}, "gradient", 1)
     with pytest.raises(ValueError, match="the update is zero"):
         invert(nothing, model, SHAPE)
-    with pytest.raises(ValueError, match=r"labels must be int64 \[1\] for each of 1 updates, got \[\(2,\)\]"):
+    with pytest.raises(ValueError, match=r"int64 tensor \[1\] for each update, got torch.int64 \[2\]"):
         invert(update, model, SHAPE, torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="a label is out of the model's range"):
-        invert(update, model, SHAPE, torch.tensor([10]))
+    for wrong in (torch.tensor([1.0]), torch.tensor([1], dtype=torch.int32), [1]):
+        with pytest.raises(ValueError, match="labels must be an int64 tensor"):
+            invert(update, model, SHAPE, wrong)
+    with pytest.raises(ValueError, match=r"labels must be 0 or more, got \[-100\]"):
+        invert(update, model, SHAPE, torch.tensor([-100]))
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.9, got 10"):
+        invert_all([update, update], model, SHAPE, [torch.tensor([1]), torch.tensor([10])])
+    with pytest.raises(ValueError, match="shape must be"):
+        invert(update, model, (12, 12))
+    with pytest.raises(ValueError, match="snapshots must lie in"):
+        invert(update, model, SHAPE, search=SHORT, snapshots=(7,))
+    with pytest.raises(ValueError, match="batch_size is for local steps"):
+        invert(update, model, SHAPE, batch_size=1)
+    frozen = copy.deepcopy(model)
+    frozen[-1].requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen, and tells no labels"):
+        invert(fedsgd(frozen, digits.images[:1], digits.labels[:1]), frozen, SHAPE)
     with pytest.raises(ValueError, match=r"cannot be run on images of shape \(1, 30, 30\)"):
         invert(update, model, (1, 30, 30))
-    with pytest.raises(ValueError, match="mean and std need 1 or 1 numbers"):
-        invert(update, model, SHAPE, mean=(0.1, 0.2))
+    for options in ({"mean": (0.1, 0.2)}, {"std": (0.0,)}, {"mean": (float("nan"),)}):
+        with pytest.raises(ValueError, match="mean and std need 1 or 1 finite numbers"):
+            invert(update, model, SHAPE, **options)
     with pytest.raises(ValueError, match="there is no update"):
         invert_all([], model, SHAPE)
     with pytest.raises(ValueError, match="must agree in kind, samples"):
         invert_all([update, fedsgd(model, digits.images, digits.labels)], model, SHAPE)
     delta = fedavg(model, digits.images, digits.labels, learning_rate=0.1, batch_size=4, epochs=2)
     unknown = Update(delta.tensors, "delta", 4, 2)
-    with pytest.raises(ValueError, match="learning rate: give it to the update"):
+    with pytest.raises(ValueError, match="learning rate, got None: give it to the update"):
         invert(unknown, model, SHAPE)
     weights = copy.deepcopy(model)
     nn.init.constant_(weights[0].weight, torch.nan)

@@ -182,6 +182,39 @@ def test_what_cannot_be_followed_is_refused_and_vectorized():
         together(grouped, target)(images)
 
 
+class Chunked(nn.Module):
+    """A network that splits a parameter of its own in two."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)))
+        self.body, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        scale, shift = self.own.chunk(2)
+        return self.head(torch.sigmoid(self.body(x.flatten(1)) * scale + shift))
+
+
+class Query(nn.Module):
+    """A network that puts a parameter through a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(1, 16, generator=torch.Generator().manual_seed(0)))
+        self.body, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.sigmoid(self.body(x.flatten(1)) + self.body(self.own)))
+
+
+@pytest.mark.parametrize("kind", [Chunked, Query])
+def test_parameters_that_take_another_way_are_seen(kind):
+    model = kind().double()
+    target, images = problem(model, (1, 4, 4), restarts=1)
+    with pytest.raises(NotSupportedError, match="works on parameters"):
+        together(model, target)(images)
+
+
 def test_shared_unused_and_frozen_layers():
     torch.manual_seed(0)
     shared = nn.Conv2d(2, 2, 3, padding=1)

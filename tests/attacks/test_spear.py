@@ -141,3 +141,16 @@ def test_bad_input():
     zero["0.bias"][0] = math.nan
     with pytest.raises(ValueError, match=r"NaN or infinity in '0\.bias'"):
         spear(Update(zero, "gradient", 4), model, "0")
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-3, 1.0])
+def test_noise_on_a_small_layer_is_no_error(noise):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 5))
+    sent = fedsgd(model, torch.randn(4, 20), torch.arange(4)).tensors
+    noisy = Update(
+        {name: value + noise * torch.randn_like(value) for name, value in sent.items()}, "gradient", 4
+    )
+    found = spear(noisy, model, "0", trials=500)
+    assert found.inputs.dtype == torch.float64
+    assert found.agreement < 1
