@@ -1,7 +1,7 @@
 """Searching for the images whose update is the one that was sent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -339,9 +339,9 @@ def _matcher(model: nn.Module, target: Target, images: Tensor, compiled: bool) -
         raise ValueError(
             f"the model cannot be run on images of shape {tuple(images.shape[1:])}: {error}"
         ) from error
-    ways = [partial(vectorized, compiled=compiled)]
+    ways: list[Callable[[nn.Module, Target], Matcher]] = [partial(vectorized, compiled=compiled)]
     if target.steps is None and not compiled:
-        ways.insert(0, partial(together))
+        ways.insert(0, together)
     # All starts look alike, and so would averages over them. The first lane stays, the others are moved away from it.
     move = (torch.arange(target.lanes, device=images.device) % 3).repeat_interleave(samples).view(-1, 1, 1, 1)
     unlike = torch.where(
