@@ -73,6 +73,7 @@ class Imprint(nn.Module):
         if gain <= 0:
             raise ValueError(f"gain must be positive, got {gain}")
         self.shape, self.bins, self.variant, self.gain = tuple(shape), bins, variant, gain
+        self.rows = torch.arange(bins)  # those that measure, which the server knows; `disguise` adds others
         features = math.prod(self.shape)
         self.measure = nn.Linear(features, bins)
         self.back = nn.Linear(bins, features) if connection == "linear" else None
@@ -148,7 +149,7 @@ class Recovered:
         ``[R, *shape]``, the candidates: exact inputs of the imprint where one sample fell into the bin, weighted
         means where several did. Not clamped.
     bins
-        int64 ``[R]``, the bin of each candidate, ascending.
+        int64 ``[R]``, the row of ``W`` that each candidate was read from, ascending: the bin, as `arm` orders them.
     """
 
     inputs: Tensor
@@ -187,13 +188,14 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     name, imprint = find(model)
     update.check(model)
     layer = update.layer(f"{name}.measure" if name else "measure")
-    weight, bias = layer["weight"], layer["bias"]
+    rows = ascending(imprint).to(layer["bias"].device)
+    weight, bias = torch.zeros_like(layer["weight"]), torch.zeros_like(layer["bias"])
+    weight[rows], bias[rows] = layer["weight"][rows], layer["bias"][rows]
     if imprint.variant == "cumulative":
         threshold = rounding_error(bias)
         # The last row stands alone: nothing lies above it that would have to be taken away.
-        weight, bias = weight.clone(), bias.clone()
-        weight[:-1] -= layer["weight"][1:]
-        bias[:-1] -= layer["bias"][1:]
+        weight[rows[:-1]] -= layer["weight"][rows[1:]]
+        bias[rows[:-1]] -= layer["bias"][rows[1:]]
         bias = torch.where(bias.abs() > threshold, bias, torch.zeros_like(bias))
     inputs, bins = linear_input(weight, bias)
     if len(inputs) > update.samples:
@@ -218,13 +220,21 @@ def alone(imprint: Imprint, inputs: Tensor) -> Tensor:
     Tensor
         bool ``[N]``.
     """
-    activation = imprint.measure(inputs.flatten(1).to(imprint.measure.weight))
+    activation = imprint.measure(inputs.flatten(1).to(imprint.measure.weight))[:, ascending(imprint)]
     inside = activation >= 0  # at the ends of the clamp, too, torch lets the gradient through
     if imprint.variant == "sparse":
         inside &= activation <= imprint.gain
     else:
         inside[:, :-1] &= ~inside[:, 1:]
     return (inside & (inside.sum(0) == 1)).any(1)
+
+
+def ascending(imprint: Imprint) -> Tensor:
+    """Rows of an imprint that measure, int64 ``[bins]``, in the order of their edges."""
+    # Bias is minus edge. The sparse variant scales each row, but reads its rows one by one: any order will do.
+    bias = imprint.measure.bias.detach()
+    rows = imprint.rows.to(bias.device)
+    return rows[bias[rows].argsort(descending=True, stable=True)]
 
 
 def find(model: nn.Module) -> tuple[str, Imprint]:

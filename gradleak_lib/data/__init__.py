@@ -8,7 +8,7 @@ from gradleak_lib.data.root import CorruptData, MissingData, data_root
 from gradleak_lib.data.scenes import digit_scenes
 from gradleak_lib.data.tabular import TABLES, TabularDataset, load_tabular
 from gradleak_lib.data.texts import blogs, shakespeare, yelp
-from gradleak_lib.data.users import ClientData, Population, UserDataset, hold_out, split_clients
+from gradleak_lib.data.users import ClientData, Population, UserDataset, hold_out, split_clients, unowned
 from gradleak_lib.data.writers import mnist_writers
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "pipa",
     "shakespeare",
     "split_clients",
+    "unowned",
     "yelp",
 ]

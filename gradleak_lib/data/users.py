@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradleak_lib.data.images import row_index
+from gradleak_lib.data.images import ImageDataset, row_index
 
 Split = Literal["random", "album", "chrono"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -90,6 +90,23 @@ class UserDataset:
 
 
 _ROWS = ("targets", "users", "items", "albums", "times", "sources")
+
+
+def unowned(images: ImageDataset) -> UserDataset:
+    """Return images as the samples of nobody, each an item of its own: a public background, for instance."""
+    count = torch.arange(len(images))
+    return UserDataset(
+        inputs=images.images,
+        targets=images.labels,
+        users=torch.full((len(images),), -1),
+        items=count,
+        albums=torch.zeros_like(count),
+        times=count.double(),
+        sources=count[:, None],
+        classes=images.classes,
+        user_names=(),
+        name=images.name,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,25 @@
-"""What a client does against attacks: to its data before it trains, or to its update before it is sent."""
+"""What a client does against attacks: to its data before it trains, or to its update before it is sent.
 
-from gradleak_lib.defenses.background import add_background, add_background_mode, replace_with_background
-from gradleak_lib.defenses.clipping import chain, clip, dp_sgd
+What many clients do together, secure aggregation, is `gradleak_lib.federated.aggregate`: the sum that the server
+sees.
+"""
+
+from gradleak_lib.defenses.background import (
+    DataDefense,
+    add_background,
+    add_background_mode,
+    replace_with_background,
+)
+from gradleak_lib.defenses.clipping import clip, dp_sgd
+from gradleak_lib.defenses.composition import UpdateDefense, chain
 from gradleak_lib.defenses.compression import compress, compress_as_released, compress_classes
 from gradleak_lib.defenses.noise import gaussian_noise, laplacian_noise
+from gradleak_lib.defenses.privacy import epsilon, noise_multiplier_for
+from gradleak_lib.defenses.quantisation import quantize, sign
 
 __all__ = [
+    "DataDefense",
+    "UpdateDefense",
     "add_background",
     "add_background_mode",
     "chain",
@@ -14,7 +28,11 @@ __all__ = [
     "compress_as_released",
     "compress_classes",
     "dp_sgd",
+    "epsilon",
     "gaussian_noise",
     "laplacian_noise",
+    "noise_multiplier_for",
+    "quantize",
     "replace_with_background",
+    "sign",
 ]

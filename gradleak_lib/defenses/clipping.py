@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from gradleak_lib.defenses.noise import UpdateDefense, gaussian_noise
+from gradleak_lib.defenses.composition import UpdateDefense
+from gradleak_lib.defenses.noise import gaussian_noise
 from gradleak_lib.federated.functional import as_function, like
 from gradleak_lib.federated.update import Update, check_finite
 
@@ -55,17 +56,6 @@ def clip(bound: float, *, within: Literal["update", "tensor"] = "update") -> Upd
     return defense
 
 
-def chain(*defenses: UpdateDefense) -> UpdateDefense:
-    """Apply defences one after the other: ``chain(clip(1.0), gaussian_noise(0.01))``."""
-
-    def defense(update: Update) -> Update:
-        for each in defenses:
-            update = each(update)
-        return update
-
-    return defense
-
-
 def dp_sgd(
     model: nn.Module,
     images: Tensor,
@@ -96,7 +86,7 @@ def dp_sgd(
     -------
     Update
         The noisy sum, divided by the number of samples. What privacy it buys depends on how batches are drawn and how
-        often; nothing here accounts for that.
+        often: see `gradleak_lib.defenses.epsilon`.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradleak_lib.defenses.noise import UpdateDefense
+from gradleak_lib.defenses.composition import UpdateDefense
 from gradleak_lib.federated.update import Update, check_finite
 
 Tensors = dict[str, Tensor]

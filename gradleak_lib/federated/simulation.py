@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gradleak_lib.federated import checkpoint as saved
 from gradleak_lib.federated.clients import Loss
 from gradleak_lib.federated.engines import Engine, choose_engine, local_updates, task_loss
 from gradleak_lib.federated.frozen import cached, split_frozen
-from gradleak_lib.federated.update import Update
+from gradleak_lib.federated.update import Update, check_finite
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def simulate(
     engine: Engine = "auto",
     seed: int = 0,
     defense: Callable[[int], Callable[[Update], Update]] | None = None,
+    client: Callable[..., Update] | None = None,
     track: Callable[[nn.Module], float] | None = None,
     checkpoint: str | Path | None = None,
     every: int = 10,
@@ -186,8 +188,11 @@ def simulate(
         Seed of the cohorts, of the order of each client's samples and of the defense.
     defense
         From a seed, which differs for every round and client, to what the client does to its update before sending
-        it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense, one ``track`` or
-        one loss without a name of its own from another.
+        it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense, one client, one
+        ``track`` or one loss without a name of its own from another.
+    client
+        How a client trains, if not by `fedavg`: ``client(model, inputs, targets, learning_rate=, batch_size=, epochs=,
+        loss=, seed=)`` gives its update, for instance ``partial(dp_fedavg, bound=1.0, noise_multiplier=1.0)``.
     track
         A number to follow, such as the loss on some data, from the global model.
     checkpoint
@@ -226,6 +231,7 @@ def simulate(
             "engine": kind,
             "loss": getattr(loss, "__name__", "loss"),
             "defended": defense is not None,
+            "client": client is not None,
             "tracked": track is not None,
         }
         key = saved.fingerprint(whole, clients, settings)
@@ -239,9 +245,14 @@ def simulate(
     for number in tqdm(range(done, rounds), initial=done, total=rounds, unit="round", disable=not progress):
         chosen = cohort(number, len(clients), fraction=fraction, seed=seed)
         seeds = [_seed(seed, number, client) for client in chosen.tolist()]
-        updates = local_updates(
-            trained, clients, chosen.tolist(), loss=loss, seeds=seeds, engine=kind, **options
-        )
+        if client is None:
+            updates = local_updates(
+                trained, clients, chosen.tolist(), loss=loss, seeds=seeds, engine=kind, **options
+            )
+        else:
+            own = partial(client, trained, loss=loss, **options)
+            sent = [own(*clients.samples(k), seed=s) for k, s in zip(chosen.tolist(), seeds, strict=True)]
+            updates = _stacked(sent, trained)
         if defense is not None:
             updates = _defended(updates, clients.counts[chosen], [defense(value) for value in seeds])
         _average(trained, updates, clients.counts[chosen])
@@ -281,6 +292,15 @@ def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
                 f"observe={layer!r}: no trained layer of that name; there are {', '.join(trained)}"
             )
     return [name for name in trained if any(name == layer or _inside(name, layer) for layer in observe)]
+
+
+def _stacked(sent: Sequence[Update], model: nn.Module) -> dict[str, Tensor]:
+    """Updates of several clients as one tensor for each trained parameter, ``[M, ...]``."""
+    for update in sent:
+        update.check(model)
+        check_finite(update.tensors)
+    names = [name for name, value in model.named_parameters() if value.requires_grad]
+    return {name: torch.stack([update.tensors[name] for update in sent]) for name in names}
 
 
 def _defended(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus import GradSampleModule
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -49,6 +50,57 @@ def test_a_chain_goes_from_left_to_right():
     noisy_last = chain(clip(1.0), gaussian_noise(10.0))(drawn(0))
     assert float(noisy_last.flat().norm()) > 1
     assert torch.equal(chain()(drawn(0)).flat(), drawn(0).flat())
+
+
+def small_net():
+    """Convolutions, a group norm, strides and two linear layers, in double precision."""
+    with torch.random.fork_rng(()):
+        torch.manual_seed(5)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.GroupNorm(2, 4),
+            nn.Tanh(),
+            nn.Conv2d(4, 6, 3, stride=2),
+            nn.Flatten(),
+            nn.Linear(54, 8),
+            nn.Tanh(),
+            nn.Linear(8, 10),
+        ).double()
+
+
+def gradients_in_a_loop(model, images, labels):
+    """Gradient of each sample by an ordinary backward pass: by name, [N, ...]."""
+    each = []
+    for image, label in zip(images, labels, strict=True):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(image[None]), label[None]).backward()
+        each.append({name: value.grad.clone() for name, value in model.named_parameters()})
+    return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+
+
+def gradients_by_opacus(model, images, labels):
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    nn.functional.cross_entropy(wrapped(images), labels, reduction="sum").backward()
+    found = {name: value.grad_sample.clone() for name, value in model.named_parameters()}
+    wrapped.remove_hooks()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("gradients_of", [gradients_in_a_loop, gradients_by_opacus])
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 1.0])
+def test_dp_sgd_in_double_precision(gradients_of, quantile):
+    digits = data.load("digits", 8, n=9)
+    images, labels = digits.images.double(), digits.labels
+    each = gradients_of(small_net(), images, labels)
+    norms = torch.stack([value.flatten(1).norm(dim=1) for value in each.values()]).norm(dim=0)
+    bound = float(norms.quantile(quantile)) * {0.0: 0.5, 0.5: 1.0, 1.0: 2.0}[quantile]
+    factors = torch.minimum(torch.ones(9, dtype=torch.float64), bound / norms)
+    assert int((factors < 1).sum()) == {0.0: 9, 0.5: 4, 1.0: 0}[quantile]
+    sent = dp_sgd(small_net(), images, labels, bound=bound, noise_multiplier=0, microbatch=4)
+    for name, tensor in sent.tensors.items():
+        expected = torch.tensordot(factors, each[name], 1) / 9
+        assert torch.allclose(tensor, expected, rtol=0, atol=1e-10), name
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
