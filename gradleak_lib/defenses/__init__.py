@@ -13,8 +13,10 @@ from gradleak_lib.defenses.background import (
 from gradleak_lib.defenses.clipping import clip, dp_sgd
 from gradleak_lib.defenses.composition import UpdateDefense, chain
 from gradleak_lib.defenses.compression import compress, compress_as_released, compress_classes
+from gradleak_lib.defenses.inspection import inspect_layers, inspect_update, suspicious
 from gradleak_lib.defenses.noise import gaussian_noise, laplacian_noise
 from gradleak_lib.defenses.privacy import epsilon, noise_multiplier_for
+from gradleak_lib.defenses.private_training import dp_fedavg
 from gradleak_lib.defenses.quantisation import quantize, sign
 
 __all__ = [
@@ -27,12 +29,16 @@ __all__ = [
     "compress",
     "compress_as_released",
     "compress_classes",
+    "dp_fedavg",
     "dp_sgd",
     "epsilon",
     "gaussian_noise",
+    "inspect_layers",
+    "inspect_update",
     "laplacian_noise",
     "noise_multiplier_for",
     "quantize",
     "replace_with_background",
     "sign",
+    "suspicious",
 ]

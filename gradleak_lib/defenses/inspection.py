@@ -86,13 +86,11 @@ def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerSigns]
     """
     if least_rows < 2:
         raise ValueError(f"least_rows must be at least 2, got {least_rows}")
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [
         (name, layer)
         for name, layer in model.named_modules()
-        if (
-            isinstance(layer, nn.Linear) or (isinstance(layer, nn.modules.conv._ConvNd) and layer.groups == 1)
-        )
-        and layer.weight.shape[0] >= least_rows
+        if isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1 and len(layer.weight) >= least_rows
     ]
     if not layers:
         raise ValueError(f"the model has no linear layer or convolution with {least_rows} rows or more")
@@ -146,10 +144,9 @@ def _cosines(directions: Tensor) -> tuple[float, float]:
 
 
 def _rank_correlation(values: Tensor) -> float:
-    ranks = torch.from_numpy(rankdata(values.cpu().numpy())).double()
-    ranks = ranks - ranks.mean()
-    places = torch.arange(len(ranks), dtype=torch.float64)
-    places = places - places.mean()
+    numbers = torch.from_numpy(rankdata(values.numpy(force=True))).double()
+    places = torch.arange(len(numbers), dtype=torch.float64)
+    ranks, places = numbers - numbers.mean(), places - places.mean()
     norm = ranks.norm() * places.norm()
     return (ranks @ places / norm).abs().clamp_max(1).item() if norm > 0 else 0.0
 
@@ -211,12 +208,8 @@ def suspicious(
         If a threshold is out of range.
     """
     least: Mapping[str, float] = {"effective_rank": effective_rank, "participation": participation}
-    most: Mapping[str, float] = {
-        "largest_cosine": largest_cosine,
-        "median_cosine": median_cosine,
-        "bias_spread": bias_spread,
-        "bias_order": bias_order,
-    }
+    most = {"largest_cosine": largest_cosine, "median_cosine": median_cosine}
+    most |= {"bias_spread": bias_spread, "bias_order": bias_order}
     for name, threshold in {**least, **most}.items():
         if not threshold >= 0 or (threshold > 1 and name != "bias_spread"):
             raise ValueError(f"{name} must lie in [0, 1], bias_spread be 0 or more, got {threshold}")

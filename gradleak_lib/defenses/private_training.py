@@ -1,6 +1,7 @@
 """Local training under differential privacy: every step of it clips its samples and adds noise."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradleak_lib.defenses.clipping import dp_sgd
-from gradleak_lib.federated.update import Update, apply
+from gradleak_lib.federated.update import Update, apply, check_finite
 
 
 def dp_fedavg(
@@ -38,24 +39,33 @@ def dp_fedavg(
     Returns
     -------
     Update
-        What it has cost in privacy tells `epsilon`, with the rate ``batch_size / len(images)`` and all local steps of
-        all rounds; nearly, since that counts with batches drawn by Poisson sampling, and these are shuffled.
+        What it has cost in privacy tells `epsilon`. A sample is in one batch of each pass: rate 1, with all passes of
+        all rounds as steps, gives a bound. The rate ``batch_size / len(images)`` with all local steps gives a smaller
+        number, which counts with batches drawn by Poisson sampling; these are shuffled, and it need not hold.
 
     Raises
     ------
     ValueError
-        As for `dp_sgd`, or if batch_size or epochs are below 1.
+        As for `dp_sgd`, if learning_rate, batch_size or epochs are out of range, or if training diverged to NaN or
+        infinity.
 
     References
     ----------
     Abadi et al. 2016, Alg. 1; McMahan et al. 2017, Alg. 1.
     """
-    if batch_size < 1 or epochs < 1:
-        raise ValueError(f"batch_size and epochs must be 1 or more, got {batch_size}, {epochs}")
+    if not 0 < learning_rate < math.inf or batch_size < 1 or epochs < 1:
+        raise ValueError(
+            "learning_rate must be positive and finite, batch_size and epochs at least 1, "
+            f"got {learning_rate}, {batch_size}, {epochs}"
+        )
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            f"images and labels must be equally many and not none, got {len(images)}, {len(labels)}"
+        )
     local = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
-    batches = [batch for epoch in order.split(max(1, len(images))) for batch in epoch.split(batch_size)]
+    batches = [batch for epoch in order.split(len(images)) for batch in epoch.split(batch_size)]
     for step, batch in enumerate(batches):
         gradient = dp_sgd(
             local,
@@ -70,4 +80,5 @@ def dp_fedavg(
         apply(local, gradient, learning_rate=learning_rate)
     received = dict(model.named_parameters())
     delta = {name: value.detach() - received[name].detach() for name, value in local.named_parameters()}
+    check_finite(delta)
     return Update(delta, "delta", len(images), len(batches), learning_rate)

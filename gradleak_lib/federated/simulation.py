@@ -191,8 +191,9 @@ def simulate(
         it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense, one client, one
         ``track`` or one loss without a name of its own from another.
     client
-        How a client trains, if not by `fedavg`: ``client(model, inputs, targets, learning_rate=, batch_size=, epochs=,
-        loss=, seed=)`` gives its update, for instance ``partial(dp_fedavg, bound=1.0, noise_multiplier=1.0)``.
+        How a client trains, if not by `fedavg`: ``client(model, inputs, targets, learning_rate=, batch_size=,
+        epochs=, loss=, seed=)`` gives its update, for instance ``partial(dp_fedavg, bound=1.0,
+        noise_multiplier=1.0)``.
     track
         A number to follow, such as the loss on some data, from the global model.
     checkpoint
@@ -203,8 +204,8 @@ def simulate(
     Raises
     ------
     ValueError
-        If an argument is out of range, a layer of ``observe`` is unknown or frozen, the training diverges, or the
-        checkpoint is of another run.
+        If an argument is out of range, a layer of ``observe`` is unknown or frozen, ``client`` gives no change of
+        this model's parameters, the training diverges, or the checkpoint is of another run.
 
     References
     ----------
@@ -297,6 +298,10 @@ def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
 def _stacked(sent: Sequence[Update], model: nn.Module) -> dict[str, Tensor]:
     """Updates of several clients as one tensor for each trained parameter, ``[M, ...]``."""
     for update in sent:
+        if update.kind != "delta":
+            raise ValueError(
+                f"client must return an update of kind 'delta', the change of the parameters, got {update.kind!r}"
+            )
         update.check(model)
         check_finite(update.tensors)
     names = [name for name, value in model.named_parameters() if value.requires_grad]

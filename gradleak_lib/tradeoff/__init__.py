@@ -1,8 +1,10 @@
 """Every defence against every attack: what each leaves of the leak, and what it costs."""
 
-from gradleak_lib.tradeoff.federation import Accuracy, Linked, People, draw_people, link, train_digits
-from gradleak_lib.tradeoff.gradients import Labels, Pictures, imprint, invert, read_labels
+from gradleak_lib.tradeoff.digits import Accuracy, digits_network, train_digits
+from gradleak_lib.tradeoff.labels import Labels, read_labels, scaled_down
+from gradleak_lib.tradeoff.linkability import Linked, People, draw_people, link
 from gradleak_lib.tradeoff.mitigation import STRENGTHS, Mitigation, Sent, send, usual_norms
+from gradleak_lib.tradeoff.pictures import Pictures, imprint, imprinted, invert, photographs
 from gradleak_lib.tradeoff.summary import at_utility, leak_left, pareto_front
 
 __all__ = [
@@ -15,13 +17,17 @@ __all__ = [
     "Pictures",
     "Sent",
     "at_utility",
+    "digits_network",
     "draw_people",
     "imprint",
+    "imprinted",
     "invert",
     "leak_left",
     "link",
     "pareto_front",
+    "photographs",
     "read_labels",
+    "scaled_down",
     "send",
     "train_digits",
     "usual_norms",

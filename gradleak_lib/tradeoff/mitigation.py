@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ STRENGTHS: Mapping[str, str] = MappingProxyType(
         "rand-aug": "samples added, as a multiple of one's own",
         "mm-aug": "samples of one mode added, as a multiple of one's own",
         "mm-aug, by labels": "samples of one mode of labels added, as a multiple of one's own",
+        "mm-aug, by labels, and noise": "deviation, as for noise; with as many samples added as one has",
     }
 )
 
@@ -114,7 +116,7 @@ class Mitigation:
         """
         amount = self.strength
         match self.name:
-            case "noise":
+            case "noise" | "mm-aug, by labels, and noise":
                 return gaussian_noise(amount, relative=True, seed=seed)
             case "noise, absolute":
                 return gaussian_noise(amount * unit, seed=seed)
@@ -165,18 +167,19 @@ class Mitigation:
                 return add_background(background, self.strength, seed=seed)
             case "mm-aug":
                 return add_background_mode(background, features, self.strength, modes=modes, seed=seed)
-            case "mm-aug, by labels":
+            case "mm-aug, by labels" | "mm-aug, by labels, and noise":
                 by_label = _label_vectors(background)
                 kinds = min(modes, len(np.unique(by_label, axis=0)))
-                return add_background_mode(background, by_label, self.strength, modes=kinds, seed=seed)
+                amount = self.strength if self.name == "mm-aug, by labels" else 1.0
+                return add_background_mode(background, by_label, amount, modes=kinds, seed=seed)
             case _:
                 return lambda clients: clients
 
 
 def _label_vectors(data: UserDataset) -> np.ndarray:
     if data.multilabel:
-        return data.targets.numpy()
-    return nn.functional.one_hot(data.targets, len(data.classes)).double().numpy()
+        return data.targets.numpy(force=True)
+    return nn.functional.one_hot(data.targets, len(data.classes)).double().numpy(force=True)
 
 
 @dataclass(frozen=True)
@@ -234,11 +237,24 @@ def send(
         As for `Mitigation.on_data`.
     seed
         Seed of what is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the batch is empty, the background too small for a sum, or the strength out of range for the defence.
     """
+    others_needed = (mitigation.clients - 1) * len(batch)
+    if others_needed > len(background):
+        raise ValueError(
+            f"a sum of {mitigation.clients} clients with batches of {len(batch)} needs {others_needed} samples in "
+            f"the background, which are the other clients'; there are {len(background)}"
+        )
     own = unowned(batch)
     public = unowned(background)
     alone = ClientData(own, (torch.arange(len(own)),), torch.tensor([0]), torch.tensor([0]))
-    defend = mitigation.on_data(public, background.images.flatten(1).numpy(), modes=modes, seed=seed)
+    defend = mitigation.on_data(
+        public, background.images.flatten(1).numpy(force=True), modes=modes, seed=seed
+    )
     mixed = defend(alone)
     inputs, labels = mixed.samples(0)
     private = mixed.rows[0] < len(own)
@@ -247,9 +263,7 @@ def send(
         gradient = partial(dp_sgd, bound=sample_bound, noise_multiplier=mitigation.strength, seed=seed)
     update = mitigation.on_update(head=head, usual=usual, seed=seed)(gradient(model, inputs, labels))
     if mitigation.clients > 1:
-        others = np.random.default_rng([seed, 1]).choice(
-            len(background), (mitigation.clients - 1) * len(batch), replace=False
-        )
+        others = np.random.default_rng([seed, 1]).choice(len(background), others_needed, replace=False)
         theirs = background.subset(torch.from_numpy(others))
         parts = [theirs.subset(rows) for rows in torch.arange(len(theirs)).split(len(batch))]
         update = aggregate([update, *(fedsgd(model, part.images, part.labels) for part in parts)])
@@ -278,10 +292,39 @@ def usual_norms(
     -------
     tuple of float
         Median norm of the gradient of a batch, and of the gradient of one sample.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1, or there are too few public samples.
     """
+    if samples < 1 or batches < 1 or samples * batches > len(public):
+        raise ValueError(
+            f"samples and batches must be 1 or more, and samples * batches at most {len(public)}, the number of "
+            f"public samples; got {samples}, {batches}"
+        )
     parts = [public.subset(rows) for rows in torch.arange(samples * batches).split(samples)]
     ones = [public.subset([row]) for row in range(min(16, len(public)))]
-    return tuple(
-        float(np.median([fedsgd(model, part.images, part.labels).flat().double().norm() for part in group]))
-        for group in (parts, ones)
-    )  # type: ignore[return-value]
+
+    def median_norm(group: list[ImageDataset]) -> float:
+        sent = [fedsgd(model, part.images, part.labels) for part in group]
+        return float(np.median([float(update.flat().double().norm()) for update in sent]))
+
+    return median_norm(parts), median_norm(ones)
+
+
+def check_counts(samples: int, batches: int) -> None:
+    """Raise ValueError unless both are 1 or more."""
+    if samples < 1 or batches < 1:
+        raise ValueError(f"samples and batches must be 1 or more, got {samples} and {batches}")
+
+
+def send_private(mitigation: Mitigation, *batch: Any, **options: Any) -> Sent:
+    """`send`, with an error where nothing private is left in the batch."""
+    sent = send(mitigation, *batch, **options)
+    if not sent.own.any():
+        name, strength = mitigation.name, mitigation.strength
+        raise ValueError(
+            f"{name}, {strength}, leaves nothing private in a batch of {len(sent.own)}: lower it"
+        )
+    return sent

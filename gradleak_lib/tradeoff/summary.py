@@ -1,5 +1,7 @@
 """From scores to a comparison: what a defence leaves of a leak, and what it costs."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,7 +22,7 @@ def leak_left(score: float, undefended: float, chance: float) -> float:
     Returns
     -------
     float
-        1: all of it is left. 0: nothing, or less than nothing.
+        1: all of it is left. 0: nothing, or less than nothing. NaN where the score is.
 
     Raises
     ------
@@ -29,7 +31,8 @@ def leak_left(score: float, undefended: float, chance: float) -> float:
     """
     if not undefended > chance:
         raise ValueError(f"without a defence the attack scores {undefended}, and chance {chance}")
-    return max(0.0, (score - chance) / (undefended - chance))
+    left = (score - chance) / (undefended - chance)
+    return left if math.isnan(left) else max(0.0, left)
 
 
 def pareto_front(leak: ArrayLike, utility: ArrayLike) -> NDArray[np.bool_]:
@@ -50,14 +53,11 @@ def pareto_front(leak: ArrayLike, utility: ArrayLike) -> NDArray[np.bool_]:
     ValueError
         If they differ in length.
     """
-    leaks, utilities = np.asarray(leak, dtype=float), np.asarray(utility, dtype=float)
-    if leaks.shape != utilities.shape or leaks.ndim != 1:
-        raise ValueError(f"leak and utility must both be [N], got {leaks.shape} and {utilities.shape}")
-    less, more = (
-        leaks[:, None] - leaks,
-        utilities[:, None] - utilities,
-    )  # row: the one that may beat the column
-    beaten = ((less <= 0) & (more >= 0) & ((less < 0) | (more > 0))).any(axis=0)
+    leaks, utilities = _strengths(leak, utility)
+    # Row: the one that may beat the column. Compared, not subtracted, which tells two infinite numbers nothing.
+    no_worse = (leaks[:, None] <= leaks) & (utilities[:, None] >= utilities)
+    better = (leaks[:, None] < leaks) | (utilities[:, None] > utilities)
+    beaten = (no_worse & better).any(axis=0)
     return ~beaten & ~np.isnan(leaks) & ~np.isnan(utilities)
 
 
@@ -67,7 +67,7 @@ def at_utility(leak: ArrayLike, utility: ArrayLike, least: float) -> float:
     Parameters
     ----------
     leak, utility
-        ``[N]``, one entry a strength.
+        ``[N]``, one entry a strength; NaN for one that does not take part.
     least
         Utility that has to be kept.
 
@@ -75,6 +75,19 @@ def at_utility(leak: ArrayLike, utility: ArrayLike, least: float) -> float:
     -------
     float
         NaN where no strength keeps it.
+
+    Raises
+    ------
+    ValueError
+        If leak and utility differ in length.
     """
-    leaks, kept = np.asarray(leak, dtype=float), np.asarray(utility, dtype=float) >= least
+    leaks, utilities = _strengths(leak, utility)
+    kept = (utilities >= least) & ~np.isnan(leaks)
     return float(leaks[kept].min()) if kept.any() else float("nan")
+
+
+def _strengths(leak: ArrayLike, utility: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    leaks, utilities = np.asarray(leak, dtype=float), np.asarray(utility, dtype=float)
+    if leaks.shape != utilities.shape or leaks.ndim != 1:
+        raise ValueError(f"leak and utility must both be [N], got {leaks.shape} and {utilities.shape}")
+    return leaks, utilities

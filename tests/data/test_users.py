@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradleak_lib.data import ImageDataset, load
 from gradleak_lib.data.users import (
     SPLITS,
     UserDataset,
@@ -13,6 +14,7 @@ from gradleak_lib.data.users import (
     draw_users,
     hold_out,
     split_clients,
+    unowned,
 )
 
 
@@ -219,3 +221,28 @@ def test_nobody_is_public_under_one_seed_and_a_user_under_another(count, share, 
 def test_draws_that_are_refused(users, options, message):
     with pytest.raises(ValueError, match=message):
         draw_users(np.arange(10), users, **({"seed": 0} | options))
+
+
+@pytest.mark.parametrize("labels", ["classes", "several"])
+def test_images_of_nobody(labels):
+    digits = load("digits", 8, n=7)
+    if labels == "several":
+        digits = ImageDataset(digits.images, torch.eye(10)[digits.labels], digits.classes, "several")
+    data = unowned(digits)
+    assert torch.equal(data.inputs, digits.images)
+    assert torch.equal(data.targets, digits.labels)
+    assert data.multilabel == (labels == "several")
+    assert (data.classes, data.user_names, data.name) == (digits.classes, (), digits.name)
+    assert data.users.tolist() == [-1] * 7
+    assert data.items.tolist() == data.times.tolist() == data.sources[:, 0].tolist() == list(range(7))
+    assert (data.users.dtype, data.items.dtype, data.albums.dtype) == (torch.int64,) * 3
+    assert data.times.dtype == torch.float64
+    assert data.subset([3, 1]).items.tolist() == [3, 1]
+    with pytest.raises(ValueError, match="none of nobody's"):
+        split_clients(data, "random")
+
+
+def test_no_images_of_nobody():
+    nothing = unowned(load("digits", 8, n=7).subset([]))
+    assert len(nothing) == 0
+    assert nothing.sources.shape == (0, 1)

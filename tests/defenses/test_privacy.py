@@ -28,7 +28,7 @@ def by_opacus(noise_multiplier, rate, steps, delta, **orders):
         return accountant.get_epsilon(delta, **orders)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(noises, rates, st.integers(1, 50), st.sampled_from([1e-3, 1e-5, 1e-8]))
 def test_what_opacus_says_and_never_looser_than_its_own_orders(noise, rate, steps, delta):
     here = epsilon(noise, rate=rate, steps=steps, delta=delta)
@@ -55,7 +55,7 @@ def test_without_sampling_it_is_the_closed_form(noise, steps, delta):
     assert best > 1e-3 or epsilon(noise, steps=steps, delta=delta) <= limit * 1.0021
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(noises, st.floats(1, 4), rates, st.integers(1, 500), st.integers(1, 500))
 def test_monotone(noise, factor, rate, steps, more):
     here = epsilon(noise, rate=rate, steps=steps)

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,17 @@ from torch import nn
 from toys import toy_clients
 
 from gradleak_lib import models
-from gradleak_lib.defenses import gaussian_noise
-from gradleak_lib.federated import cohort, local_updates, simulate, simulation, train_only
+from gradleak_lib.defenses import dp_fedavg, gaussian_noise
+from gradleak_lib.federated import (
+    Update,
+    cohort,
+    fedavg,
+    fedsgd,
+    local_updates,
+    simulate,
+    simulation,
+    train_only,
+)
 
 SIZES = (5, 2, 8, 3, 1, 8, 4)
 OPTIONS = {"learning_rate": 0.3, "fraction": 0.5, "batch_size": 3, "epochs": 2}
@@ -257,6 +267,97 @@ def test_a_defense_changes_what_is_sent_and_averaged():
         ]
     )
     assert torch.allclose(step, weights.double() @ noisy.observed.layer(), atol=1e-7)
+
+
+def own_fedavg(model, inputs, targets, *, seed, **options):
+    return fedavg(model, inputs, targets, **options, generator=torch.Generator().manual_seed(seed))
+
+
+def same_run(first, second):
+    one, two = first.observed, second.observed
+    return (
+        same_state(first.model, second.model)
+        and torch.equal(one.layer(), two.layer())
+        and torch.equal(one.clients, two.clients)
+        and torch.equal(one.rounds, two.rounds)
+        and first.tracked == second.tracked
+    )
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("trained", [None, ("5",)])
+def test_a_client_of_ones_own_that_is_fedavg(multilabel, trained):
+    """Frozen layers in front are computed once: the client gets what is behind them, and their outputs."""
+    clients, model = toy_clients(SIZES, multilabel=multilabel), small()
+    model = model if trained is None else train_only(model, trained)
+    defense = lambda number: gaussian_noise(0.01, seed=number)  # noqa: E731
+    options = OPTIONS | {"rounds": 5, "seed": 3, "defense": defense}
+    before = copy.deepcopy(model)
+    plain = simulate(model, clients, engine="sequential", **options)
+    own = simulate(model, clients, client=own_fedavg, **options)
+    assert same_run(plain, own)
+    assert same_state(model, before)
+
+
+def test_a_client_of_ones_own_under_differential_privacy():
+    clients = toy_clients(SIZES)
+    private = partial(dp_fedavg, bound=1.0, noise_multiplier=0.5)
+    one, same, other = (
+        simulate(small(), clients, rounds=4, client=private, seed=seed, **OPTIONS) for seed in (0, 0, 1)
+    )
+    assert same_run(one, same)
+    assert not same_run(one, other)
+    loose = partial(dp_fedavg, bound=1e9, noise_multiplier=0.0)
+    plain, quiet = (
+        simulate(small(), clients, rounds=4, client=client, **OPTIONS) for client in (own_fedavg, loose)
+    )
+    assert torch.allclose(plain.observed.layer(), quiet.observed.layer(), atol=1e-5)
+
+
+def test_a_client_of_ones_own_and_a_checkpoint(tmp_path):
+    clients, model = toy_clients(SIZES), small()
+    private = partial(dp_fedavg, bound=1.0, noise_multiplier=0.5)
+    options = OPTIONS | {"client": private, "checkpoint": tmp_path, "every": 2}
+    simulate(model, clients, rounds=3, **options)
+    asked = []
+
+    def spy(*args, seed, **local):
+        asked.append(seed)
+        return private(*args, seed=seed, **local)
+
+    resumed = simulate(model, clients, rounds=6, **(options | {"client": spy}))
+    whole = simulate(model, clients, rounds=6, **OPTIONS, client=private)
+    assert same_run(resumed, whole)
+    assert len(asked) == int((whole.observed.rounds >= 3).sum())
+    with pytest.raises(ValueError, match="checkpoint"):
+        simulate(model, clients, rounds=6, **(options | {"client": None}))
+
+
+def test_clients_that_send_something_else():
+    clients, model = toy_clients(SIZES), small()
+
+    def gradient(network, inputs, targets, **options):
+        return fedsgd(network, inputs, targets)
+
+    def part(network, inputs, targets, **options):
+        return Update({"1.weight": torch.zeros(5, 6)}, "delta", 1)
+
+    def reshaped(network, *data, **options):
+        sent = own_fedavg(network, *data, **options)
+        return replace(sent, tensors={name: value[None] for name, value in sent.tensors.items()})
+
+    def broken(network, *data, **options):
+        sent = own_fedavg(network, *data, **options)
+        return replace(sent, tensors={name: value * torch.nan for name, value in sent.tensors.items()})
+
+    for client, message in (
+        (gradient, "client must return an update of kind 'delta', .* got 'gradient'"),
+        (part, "the update is of another architecture: it lacks"),
+        (reshaped, "the update is of another architecture: .* has shape"),
+        (broken, "NaN or infinity in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            simulate(model, clients, rounds=1, client=client, **OPTIONS)
 
 
 def test_bad_input():

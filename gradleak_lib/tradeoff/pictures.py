@@ -1,4 +1,4 @@
-"""What a mitigation leaves of the attacks on one gradient: labels, inversion, imprint."""
+"""What a mitigation leaves of photographs: inversion, and imprint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,118 +11,11 @@ from torch import Tensor, nn
 
 from gradleak_lib import metrics, models
 from gradleak_lib.attacks import imprint as imprints
-from gradleak_lib.attacks import labels as attacks
 from gradleak_lib.attacks import placement
 from gradleak_lib.attacks.inversion import invert_all
 from gradleak_lib.attacks.search import Search
-from gradleak_lib.data import ImageDataset, draw_images, draw_labels, load
-from gradleak_lib.tradeoff.federation import digits_network
-from gradleak_lib.tradeoff.mitigation import Mitigation, Sent, send, usual_norms
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Label leakage under one mitigation.
-
-    Parameters
-    ----------
-    asr
-        Mean attack success rate of each attack, in [0, 1]: ``"LLG"``, ``"LLG*"``, ``"LLG+"``. What the attacker reads
-        of a mixed batch, or of a sum, it scales down to as many labels as are the client's own.
-    chance
-        Mean success rate of a random guess.
-    true, read
-        ``[K]``: labels of the first batch that are the client's own, and those that LLG+ finds.
-    """
-
-    asr: dict[str, float]
-    chance: float
-    true: Tensor
-    read: Tensor
-
-
-def read_labels(
-    mitigation: Mitigation, *, samples: int = 8, batches: int = 20, modes: int = 10, seed: int = 0
-) -> Labels:
-    """Read the labels of unbalanced batches of digits from one gradient each.
-
-    Parameters
-    ----------
-    mitigation
-        What the client does.
-    samples
-        Private samples of a batch; with bkg-repl some of them are replaced.
-    batches
-        Number of batches.
-    modes
-        As for `Mitigation.on_data`.
-    seed
-        Seed of network, batches and defence.
-
-    References
-    ----------
-    Wainakh et al. 2022; the batches are those of its code.
-    """
-    digits = load("digits", 8, n=1797, seed=seed)
-    own, public = digits.subset(range(900)), digits.subset(range(900, 1797))
-    model = digits_network(seed)
-    usual, bound = usual_norms(model, public, samples)
-    dummies = attacks.dummies("random", (1, 8, 8), 100, seed=seed)
-    probes = {
-        "LLG": None,
-        "LLG*": attacks.probe(model, dummies),
-        "LLG+": attacks.probe(model, public.images[:300], public.labels[:300]),
-    }
-    generator = torch.Generator().manual_seed(seed)
-    rates: dict[str, list[float]] = {name: [] for name in probes}
-    chance, first = [], None
-    for number in range(batches):
-        wanted = draw_labels(samples, 10, balanced=False, generator=generator)
-        sent = send(
-            mitigation,
-            model,
-            draw_images(own, wanted, generator=generator),
-            public,
-            head="fc2",
-            usual=usual,
-            sample_bound=bound,
-            modes=modes,
-            seed=1000 * seed + number,
-        )
-        true = sent.labels[sent.own].bincount(minlength=10)
-        read = {
-            name: scaled_down(attacks.llg(sent.update, model, probe), int(true.sum()))
-            for name, probe in probes.items()
-        }
-        for name, counts in read.items():
-            rates[name].append(metrics.attack_success_rate(counts, true))
-        chance.append(metrics.chance_success_rate(true))
-        first = first or (true, read["LLG+"])
-    assert first is not None
-    return Labels(
-        {name: float(np.mean(rate)) for name, rate in rates.items()}, float(np.mean(chance)), *first
-    )
-
-
-def scaled_down(counts: Tensor, total: int) -> Tensor:
-    """Scale counts ``[K]`` down to so many labels, in proportion, rounded by largest remainder.
-
-    Parameters
-    ----------
-    counts
-        int64, 0 or more, with a sum of at least ``total``.
-    total
-        Number of labels that are wanted, 0 or more.
-    """
-    if not 0 <= total <= int(counts.sum()):
-        raise ValueError(f"total must lie between 0 and {int(counts.sum())}, got {total}")
-    if total == int(counts.sum()):
-        return counts
-    exact = counts.double() * total / int(counts.sum())
-    whole = exact.floor()
-    left = total - int(whole.sum())
-    whole[(exact - whole).argsort(descending=True, stable=True)[:left]] += 1
-    return whole.long()
+from gradleak_lib.data import ImageDataset, load
+from gradleak_lib.tradeoff.mitigation import Mitigation, Sent, check_counts, send_private, usual_norms
 
 
 @dataclass(frozen=True)
@@ -179,6 +72,7 @@ def invert(
     step_size: float = 0.2,
     modes: int = 20,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[Pictures]:
     """Invert the gradients of small batches of photographs, under several mitigations at once.
 
@@ -196,21 +90,30 @@ def invert(
         As for `Mitigation.on_data`.
     seed
         Seed of network, photographs, defence and search.
+    device
+        Where the network lies.
 
     Returns
     -------
     list of Pictures
         In the order of the mitigations, with the private photographs of all batches.
 
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or a defence leaves no private photograph in a batch.
+
     References
     ----------
     Geiping et al. 2020, Sec. 5.
     """
     private, public, pool = photographs(size, seed)
+    check_counts(samples, batches)
+    _check_photographs(samples * batches, len(private))
     mean, std = ([float(v) for v in f((0, 2, 3))] for f in (public.images.mean, public.images.std))
     shape = (3, size, size)
     lenet = models.build("lenet", shape, classes=len(private.classes), seed=seed, width=32)
-    model = models.with_activation(lenet, nn.ReLU)
+    model = models.with_activation(lenet, nn.ReLU).to(device)
 
     def normalised(photos: ImageDataset) -> ImageDataset:
         centre, spread = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
@@ -219,20 +122,13 @@ def invert(
     known = normalised(public)
     usual, bound = usual_norms(model, known, samples)
     head = models.last_layer(model)
+    options: dict[str, Any] = {"head": head, "usual": usual, "sample_bound": bound, "modes": modes}
     jobs = [(number, batch) for number in range(len(mitigations)) for batch in range(batches)]
     sent: dict[tuple[int, int], Sent] = {}
     for number, batch in jobs:
         own = private.subset(range(batch * samples, (batch + 1) * samples))
-        sent[number, batch] = send(
-            mitigations[number],
-            model,
-            normalised(own),
-            known,
-            head=head,
-            usual=usual,
-            sample_bound=bound,
-            modes=modes,
-            seed=1000 * seed + batch,
+        sent[number, batch] = send_private(
+            mitigations[number], model, normalised(own), known, **options, seed=1000 * seed + batch
         )
     found: dict[tuple[int, int], Tensor] = {}
     for size_ in sorted({len(one.labels) for one in sent.values()}):
@@ -247,7 +143,7 @@ def invert(
                 mean=mean,
                 std=std,
             )
-            found |= {job: result.images for job, result in zip(group, inverted, strict=True)}
+            found |= {job: result.images.cpu() for job, result in zip(group, inverted, strict=True)}
     guess = public.images.mean(0)
     results = []
     for number in range(len(mitigations)):
@@ -273,6 +169,7 @@ def imprint(
     gain: float = 0.01,
     modes: int = 20,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Pictures:
     """Read photographs from the gradient of an imprint before a linear classifier.
 
@@ -293,30 +190,32 @@ def imprint(
         As for `Mitigation.on_data`.
     seed
         Seed of photographs and defence.
+    device
+        Where the network lies.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or the defence leaves no private photograph in a batch.
 
     References
     ----------
     Fowl et al. 2022, Sec. 4 and Fig. 6.
     """
     private, public, pool = photographs(size, seed)
-    model = imprinted(public, bins=bins, variant=variant, gain=gain, seed=seed)
+    check_counts(samples, batches)
+    _check_photographs(samples, len(private))
+    model = imprinted(public, bins=bins, variant=variant, gain=gain, seed=seed).to(device)
     usual, bound = usual_norms(model, public, samples)
+    head = models.last_layer(model)
+    known: dict[str, Any] = {"head": head, "usual": usual, "sample_bound": bound, "modes": modes}
     guess = public.images.mean(0)
     parts = []
     for batch in range(batches):
         rows = torch.randperm(len(private), generator=torch.Generator().manual_seed(100 * seed + batch))
-        sent = send(
-            mitigation,
-            model,
-            private.subset(rows[:samples]),
-            public,
-            head=models.last_layer(model),
-            usual=usual,
-            sample_bound=bound,
-            modes=modes,
-            seed=1000 * seed + batch,
-        )
-        recovered = imprints.recover(sent.update, model).inputs
+        taken = private.subset(rows[:samples])
+        sent = send_private(mitigation, model, taken, public, **known, seed=1000 * seed + batch)
+        recovered = imprints.recover(sent.update, model).inputs.cpu()
         parts.append(_pictures(recovered, sent.inputs, pool.images, guess))
     return _joined(parts)
 
@@ -342,6 +241,11 @@ def imprinted(public: ImageDataset, *, bins: int = 128, seed: int = 0, **options
     return placement.before_input(
         models.build("linear", shape, classes=len(public.classes), seed=seed), layer
     )
+
+
+def _check_photographs(needed: int, there: int) -> None:
+    if needed > there:
+        raise ValueError(f"samples or batches must be fewer: {needed} photographs, but there are {there}")
 
 
 def _pictures(found: Tensor, originals: Tensor, pool: Tensor, guess: Tensor) -> Pictures:
