@@ -1,7 +1,7 @@
 """Every defence against every attack: what each leaves of the leak, and what it costs."""
 
 from gradleak_lib.tradeoff.digits import Accuracy, digits_network, train_digits
-from gradleak_lib.tradeoff.labels import Labels, read_labels, scaled_down
+from gradleak_lib.tradeoff.labels import Labels, read_labels, scaled_down, without_mode
 from gradleak_lib.tradeoff.linkability import Linked, People, draw_people, link
 from gradleak_lib.tradeoff.mitigation import STRENGTHS, Mitigation, Sent, send, usual_norms
 from gradleak_lib.tradeoff.pictures import Pictures, imprint, imprinted, invert, photographs
@@ -31,4 +31,5 @@ __all__ = [
     "send",
     "train_digits",
     "usual_norms",
+    "without_mode",
 ]

@@ -22,7 +22,8 @@ class Labels:
     ----------
     asr
         Mean attack success rate of each attack, in [0, 1]: ``"LLG"``, ``"LLG*"``, ``"LLG+"``. What the attacker reads
-        of a mixed batch, or of a sum, it scales down to as many labels as are the client's own.
+        of a mixed batch, or of a sum, it scales down to as many labels as are the client's own. Under mode-specific
+        augmentation also ``"LLG, mode taken off"`` and so on, see `without_mode`.
     chance
         Mean success rate of a random guess.
     true, read
@@ -94,14 +95,45 @@ def read_labels(
             name: scaled_down(attacks.llg(sent.update, model, probe).cpu(), int(true.sum()))
             for name, probe in probes.items()
         }
+        added = len(sent.labels) - int(true.sum())
+        if mitigation.name.startswith("mm-aug") and added:
+            read |= {
+                f"{name}, mode taken off": scaled_down(
+                    without_mode(attacks.llg(sent.update, model, probe).cpu(), added), int(true.sum())
+                )
+                for name, probe in probes.items()
+            }
         for name, counts in read.items():
-            rates[name].append(metrics.attack_success_rate(counts, true))
+            rates.setdefault(name, []).append(metrics.attack_success_rate(counts, true))
         chance.append(metrics.chance_success_rate(true))
         first = first or (true, read["LLG+"])
     assert first is not None
     return Labels(
         {name: float(np.mean(rate)) for name, rate in rates.items()}, float(np.mean(chance)), *first
     )
+
+
+def without_mode(counts: Tensor, added: int) -> Tensor:
+    """Take the samples that mode-specific augmentation has added off the most frequent label.
+
+    That is the attacker who knows of the defence: of how many samples it adds, and that they are of one kind.
+
+    Parameters
+    ----------
+    counts
+        int64 ``[K]``, 0 or more, with a sum above ``added``.
+    added
+        Number of samples, 0 or more. Where the most frequent label has fewer, the next ones lose the rest.
+    """
+    if not 0 <= added < int(counts.sum()):
+        raise ValueError(f"added must lie in 0..{int(counts.sum()) - 1}, got {added}")
+    left = counts.clone()
+    while added > 0:
+        top = int(left.argmax())
+        taken = min(added, int(left[top]))
+        left[top] -= taken
+        added -= taken
+    return left
 
 
 def scaled_down(counts: Tensor, total: int) -> Tensor:

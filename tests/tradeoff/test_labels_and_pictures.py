@@ -15,6 +15,7 @@ from gradleak_lib.tradeoff import (
     photographs,
     read_labels,
     scaled_down,
+    without_mode,
 )
 
 SMALL = {"size": 12, "iterations": 4, "samples": 2, "modes": 4}
@@ -208,3 +209,23 @@ def test_seeds_of_imprints():
     one, again, other = (imprint(Mitigation("noise", 0.1), **TINY, seed=s) for s in (0, 0, 1))
     assert same(one, again)
     assert not torch.equal(one.originals, other.originals)
+
+
+@settings(max_examples=50, deadline=None)
+@given(counts=st.lists(st.integers(0, 20), min_size=1, max_size=12), share=st.floats(0, 1))
+def test_a_mode_is_taken_off_the_top(counts, share):
+    counts = torch.tensor(counts)
+    if int(counts.sum()) == 0:
+        return
+    added = min(int(share * int(counts.sum())), int(counts.sum()) - 1)
+    left = without_mode(counts, added)
+    assert int(left.sum()) == int(counts.sum()) - added
+    assert int(left.min()) >= 0
+    assert bool((left <= counts).all())
+    with pytest.raises(ValueError, match="added must lie in"):
+        without_mode(counts, int(counts.sum()))
+
+
+def test_an_attacker_who_knows_of_the_mode_reads_more():
+    asr = read_labels(Mitigation("mm-aug, by labels", 2.0), batches=6).asr
+    assert asr["LLG+, mode taken off"] > asr["LLG+"] + 0.1
