@@ -17,7 +17,7 @@ def test_the_example_recovers_images(capsys):
     assert 25 < int(capsys.readouterr().out.split()[0]) < 55
 
 
-@pytest.mark.parametrize("paper", ["rtf", "ig", "llg", "lnk"])
+@pytest.mark.parametrize("paper", ["rtf", "ig", "llg", "lnk", "mit"])
 def test_the_headline_is_the_recorded_one(paper):
     record = json.loads((ROOT / "results" / "cpu" / f"{paper}-claims.json").read_text(encoding="utf-8"))
     assert f"Of {record['values']['headline']}." in " ".join(README.split())
