@@ -140,7 +140,9 @@ def logs(chrome) -> tuple[list[str], set[str]]:
     errors = [entry["message"] for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"]
     messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
     sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
-    return errors, {message["params"]["request"]["url"] for message in sent}
+    urls = {message["params"]["request"]["url"] for message in sent}
+    # The browser, not a page, asks each host for an icon, once and at a time of its own.
+    return [e for e in errors if "/favicon.ico" not in e], {u for u in urls if not u.endswith("/favicon.ico")}
 
 
 def visit(chrome, url: str, allowed: tuple[str, ...]) -> list[str]:
