@@ -314,7 +314,7 @@ def test_barriers_are_found(address, chromium):
 
 @pytest.mark.browser
 def test_the_front_page_needs_no_network(site, address, chromium):
-    ask = "fetch(location).then(() => arguments[0](true), () => arguments[0](false))"
+    ask = "fetch(location, {cache: 'no-store'}).then(() => arguments[0](true), () => arguments[0](false))"
     chromium.get(address + "search.html")
     assert chromium.execute_async_script(ask)
     network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
