@@ -248,4 +248,6 @@ def test_no_line_of_prose_is_lost(source):
 def test_the_site_is_light(site):
     sizes = {path: path.stat().st_size for path in site.rglob("*") if path.is_file()}
     assert sum(sizes.values()) < 25_000_000
-    assert not {path.name: size for path, size in sizes.items() if path.suffix == ".html" and size >= 3_000_000}
+    assert not {
+        path.name: size for path, size in sizes.items() if path.suffix == ".html" and size >= 3_000_000
+    }
