@@ -112,13 +112,15 @@ class Summary(OfPapers):
 
     def run(self) -> list[nodes.Node]:
         """Return the bar and the table."""
+        papers = scorecard.by_paper(self.found)
         lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard-summary", ""]
-        lines += self.line("Paper", "Claims", *(f"{{bdg-{BADGES[name]}}}`{name}`" for name in VERDICTS))
-        for paper, mine in scorecard.by_paper(self.found).items():
-            verdicts = Counter(row.finding.verdict for row in mine)
-            lines += self.line(f"{{cite:t}}`{paper}`", len(mine), *(verdicts[name] for name in VERDICTS))
+        lines += self.line("Verdict", *(self.chapter(mine[0].sections[0]) for mine in papers.values()), "All")
+        for name in VERDICTS:
+            counts = (sum(row.finding.verdict == name for row in mine) for mine in papers.values())
+            total = sum(row.finding.verdict == name for row in self.found)
+            lines += self.line(f"{{bdg-{BADGES[name]}}}`{name}`", *counts, total)
+        lines += self.line("claims", *(len(mine) for mine in papers.values()), len(self.found))
         verdicts = Counter(row.finding.verdict for row in self.found)
-        lines += self.line("All", len(self.found), *(verdicts[name] for name in VERDICTS))
         parts = "".join(
             f'<span class="sd-bg-{BADGES[name]}" style="flex-grow:{verdicts[name]}"></span>'
             for name in VERDICTS
@@ -127,6 +129,10 @@ class Summary(OfPapers):
         label = html.escape(headline(row.finding for row in self.found))
         bar = f'<div class="scorecard-bar" role="img" aria-label="{label}">{parts}</div>'
         return [nodes.raw("", bar, format="html"), *self.parse([*lines, "```"])]
+
+    def chapter(self, section: scorecard.Section) -> str:
+        """A link to the chapter of a section."""
+        return f"[{escape(section.title)}](chapters/{section.chapter}.ipynb)"
 
     def line(self, *cells: object) -> list[str]:
         """One row of a list table."""
