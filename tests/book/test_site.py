@@ -176,8 +176,7 @@ def logs(chrome) -> tuple[list[str], set[str]]:
     messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
     sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
     urls = {message["params"]["request"]["url"] for message in sent}
-    # The browser, not a page, asks each host for an icon, once and at a time of its own.
-    return [e for e in errors if "/favicon.ico" not in e], {u for u in urls if not u.endswith("/favicon.ico")}
+    return errors, urls
 
 
 def visit(chrome, url: str, allowed: tuple[str, ...]) -> list[str]:
@@ -441,3 +440,11 @@ def test_no_line_of_prose_is_lost(source):
         code = not code if line.startswith("```") and (code or "{code-cell}" in line) else code
         outside += [line] if not code else []
     assert not [line for line in outside if line.lstrip().startswith("%")]
+
+
+def test_the_site_is_light(site):
+    sizes = {path: path.stat().st_size for path in site.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 25_000_000
+    assert not {
+        path.name: size for path, size in sizes.items() if path.suffix == ".html" and size >= 3_000_000
+    }
