@@ -28,7 +28,7 @@ unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 
-.PHONY: book site test lint serve lab clean install chapters vendor address
+.PHONY: book site test lint serve lab clean install chapters vendor report
 .DEFAULT_GOAL := book
 
 book: chapters
@@ -36,7 +36,7 @@ book: chapters
 
 site: vendor
 	@$(MAKE) $(SITE)
-	@$(MAKE) address
+	@$(MAKE) report
 
 chapters: install
 	@$(PY) -m gradleak_lib.cli run --profile $(PROFILE) --jobs $(JOBS)
@@ -53,8 +53,8 @@ $(SITE): $(SOURCES)
 	"$(BIN)/jupyter-book" build . -n -W --keep-going --quiet
 	@touch $(SITE)
 
-address:
-	@$(PY) -c 'import pathlib; print("The book is at", pathlib.Path("_build/html/index.html").resolve().as_uri())'
+report:
+	@$(PY) book/report.py
 
 test: install vendor
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)

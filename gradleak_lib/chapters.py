@@ -63,6 +63,21 @@ def chapter_sources(root: Path) -> list[Path]:
     return sorted((root / "notebooks").glob("[0-9]*-*.md"))
 
 
+def executed_chapters(root: Path) -> list[Path]:
+    """Return the executed notebook of each chapter, in the book's order.
+
+    Raises
+    ------
+    UsageError
+        If a chapter has none.
+    """
+    executed = [root / "book" / "chapters" / f"{source.stem}.ipynb" for source in chapter_sources(root)]
+    missing = [path.stem for path in executed if not path.is_file()]
+    if missing:
+        raise UsageError(f"{', '.join(missing)} is not executed; type `gradleak run`")
+    return executed
+
+
 def find_chapter(name: str, root: Path) -> Path:
     """Return the source of the chapter that ``name`` stands for.
 
@@ -245,8 +260,10 @@ def _digest_of_library(root: Path, data: Path | None) -> str:
     from gradleak_lib.data import data_root  # here: a list of chapters needs no torch
 
     digest = hashlib.sha256(platform.python_version().encode())
-    files = [path for path in (root / "gradleak_lib").rglob("*.py") if path.name != "cli.py"]
-    files += [root / "constraints.txt", root / "book" / "claims.yaml", *(root / "results").rglob("*.json")]
+    files = [*(root / "gradleak_lib").rglob("*.py"), *(root / "results").rglob("*.json")]
+    files += [root / "constraints.txt", root / "book" / "claims.yaml"]
+    # What comes after the chapters decides nothing in them.
+    files = [path for path in files if path.name not in ("cli.py", "scorecard.py", "scorecard.json")]
     for path in sorted(path for path in files if path.is_file()):
         text = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(text)} ".encode() + text)

@@ -1,5 +1,6 @@
-"""The command line: ``gradleak run`` executes chapters, ``gradleak data`` fetches a data set."""
+"""The command line: execute the chapters, print the scorecard, fetch a data set."""
 
+import json
 import re
 import sys
 import time
@@ -12,6 +13,8 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand
 
 import gradleak_lib
@@ -150,6 +153,37 @@ def _lines(every: float = 15.0) -> Callable[[str, int, int], None]:
             sys.stdout.flush()
 
     return update
+
+
+@app.command()
+def scorecard(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as results/ keeps it.")] = False,
+) -> None:
+    """Print every claim of the papers, with what the executed chapters found."""
+    from gradleak_lib import scorecard as card
+    from gradleak_lib.claims import headline, number
+
+    try:
+        root = book.project_root()
+        executed = book.executed_chapters(root)
+        rows = card.read(executed)
+    except ValueError as error:
+        raise _fail(error, 1) from None
+    if as_json:
+        runs = {path.stem: book.run_record(path) for path in executed}
+        print(json.dumps(card.record(rows, runs), indent=1, ensure_ascii=False))
+        return
+    for paper, some in card.by_paper(rows).items():
+        table = Table(title=f"{paper}: {headline(row.finding for row in some)}", title_justify="left")
+        for column in ("claim", "verdict", "paper", "ours", "data", "section"):
+            table.add_column(column, overflow="fold")
+        for row in some:
+            claim = row.finding.claim
+            places = ", ".join(f"{one.chapter.split('-')[0]} {one.heading}" for one in row.sections)
+            cells = (row.finding.verdict, number(claim), card.ours(row.finding), row.finding.data, places)
+            table.add_row(*(Text(cell) for cell in (f"{claim.id} {claim.claim}", *cells)))
+        Console(highlight=False).print(table)
+    out.print(headline(row.finding for row in rows), markup=False)
 
 
 @app.command()

@@ -10,7 +10,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from scipy import stats
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -117,15 +116,6 @@ def pairs(
         sns.despine(ax=axes[row, 0], left=True, bottom=True)
     figure.tight_layout(pad=0.3)
     return figure
-
-
-def interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
-    """95% interval of the mean of a few independent measurements, by Student's t; a point where there is only one."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return mean - half, mean + half
 
 
 def lines(

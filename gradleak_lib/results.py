@@ -68,6 +68,12 @@ class Result:
     provenance: dict[str, str]
     fresh: bool
 
+    @property
+    def label(self) -> str:
+        """Name of the data set, with the day of the record where the values are recorded ones."""
+        name = self.provenance["data"]
+        return name if self.fresh else f"{name} (recorded {self.provenance['date']})"
+
     def line(self) -> str:
         """One line of Markdown for the page: computed now, or recorded where and how to repeat it."""
         source = self.provenance

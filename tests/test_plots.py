@@ -7,7 +7,6 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
-from scipy import stats
 
 from gradleak_lib import plots
 
@@ -56,10 +55,3 @@ def test_figures_have_the_books_width():
         assert figure.get_figwidth() == plots.WIDTH
     assert [ax.get_title() for ax in beside.axes] == ["a", "b"]
     assert "10 dB" in [text.get_text() for ax in pairs.axes for text in ax.texts]
-
-
-def test_the_interval_is_students():
-    values = [1.0, 2.0, 4.0, 4.0, 5.0]
-    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
-    assert plots.interval(values) == pytest.approx(expected)
-    assert plots.interval([3.0]) == (3.0, 3.0)

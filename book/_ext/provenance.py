@@ -1,0 +1,62 @@
+"""At the end of every page: when, from which commit, on what and with what it was made, and how to repeat it."""
+
+import datetime
+import html
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from gradleak_lib.chapters import run_record
+from gradleak_lib.results import commit
+
+PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "torch")
+
+
+def of_text() -> dict[str, object]:
+    """Provenance of a page that nothing computes."""
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions,
+        "command": "make book",
+    }
+
+
+def as_html(facts: dict[str, object]) -> str:
+    """A line for everybody, the rest folded."""
+    seconds = facts.get("seconds")
+    line = f"{'Computed' if seconds else 'Built'} on {str(facts['date'])[:10]} from commit {facts['commit']}"
+    line += f" in {float(str(seconds)):.0f} seconds" if seconds else ""
+    rows = []
+    for name in ("date", "commit", "device", "versions", "parameters", "seconds", "command"):
+        value = facts.get(name)
+        if value is None:
+            continue
+        said = (
+            ", ".join(f"{key} {part}" for key, part in value.items())
+            if isinstance(value, dict)
+            else str(value)
+        )
+        said = f"<code>{html.escape(said)}</code>" if name == "command" else html.escape(said)
+        rows.append(f"<dt>{name}</dt><dd>{said}</dd>")
+    return (
+        f'<details class="provenance"><summary>{html.escape(line)}</summary>'
+        f"<dl>{''.join(rows)}</dl></details>"
+    )
+
+
+def add(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Write it under the text of a page."""
+    if "body" in context:
+        facts = run_record(Path(app.srcdir, f"{page}.ipynb")) or of_text()
+        context["body"] += as_html(facts)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Listen for pages that are about to be written."""
+    app.connect("html-page-context", add)
+    return {"parallel_read_safe": True}

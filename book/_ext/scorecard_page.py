@@ -1,0 +1,166 @@
+"""What the executed chapters found, on other pages: tables of claims, and numbers of them in a sentence.
+
+A claim without a finding is a warning, and so fails the build.
+"""
+
+import functools
+import html
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst.states import Inliner
+from docutils.statemachine import StringList
+from myst_parser.mdit_to_docutils.base import default_slugify
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from gradleak_lib import scorecard
+from gradleak_lib.claims import VERDICTS, headline, number
+
+logger = logging.getLogger(__name__)
+BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "secondary"), strict=True))
+
+
+@functools.cache
+def rows(chapters: Path) -> tuple[scorecard.Row, ...]:
+    """All rows of the scorecard; none where the chapters do not cover all claims, which is then said once."""
+    try:
+        return tuple(scorecard.read(sorted(chapters.glob("*.ipynb"))))
+    except ValueError as error:
+        logger.warning("scorecard: %s", error)
+        return ()
+
+
+@functools.cache
+def recorded(results: Path) -> dict[str, str]:
+    """What the recorded run at the papers' own sizes measured, by claim; empty where there is no record."""
+    path = results / "paper" / "scorecard.json"
+    if not path.is_file():
+        return {}
+    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+    return {name: found["ours"] for name, found in claims.items()}
+
+
+def escape(text: str) -> str:
+    """Text that MyST takes as it stands."""
+    return re.sub(r"([\\`*_{}\[\]<>$|~#^])", r"\\\1", text)
+
+
+class OfPapers(SphinxDirective):
+    """Base of directives that look at the findings."""
+
+    @property
+    def found(self) -> tuple[scorecard.Row, ...]:
+        """All rows; the page is written anew when a chapter has been executed again."""
+        chapters = Path(self.env.srcdir, "book", "chapters")
+        for path in chapters.glob("*.ipynb"):
+            self.env.note_dependency(str(path))
+        return rows(chapters)
+
+    def parse(self, text: list[str]) -> list[nodes.Node]:
+        """Nodes of MyST text."""
+        container = nodes.container()
+        self.state.nested_parse(StringList(text, self.env.docname), self.content_offset, container)
+        return container.children
+
+
+class Table(OfPapers):
+    """The claims of one paper: its number, ours, the verdict, and the section that computes it."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        mine = [row for row in self.found if row.finding.claim.paper == self.arguments[0]]
+        lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard", ":widths: 36 15 27 22", ""]
+        lines += ["* - Claim", "  - Paper", "  - Here", "  - Verdict, section"]
+        for row in mine:
+            claim = row.finding.claim
+            lines += [
+                f"* - (claim-{claim.id})=",
+                f"    **{claim.id}** {escape(claim.claim)} *{escape(claim.where)}*",
+            ]
+            lines += [f"  - {escape(number(claim))}", *self.note(claim.data)]
+            lines += [
+                f"  - {escape(scorecard.ours(row.finding)) or 'not measured'}",
+                *self.note(row.finding.data),
+            ]
+            if claim.id in (record := recorded(Path(self.env.srcdir, "results"))):
+                lines += ["", f"    At the paper's size: {escape(record[claim.id])}"]
+            if row.finding.verdict != "reproduced":
+                lines += self.note(row.finding.reason)
+            lines += [f"  - {{bdg-{BADGES[row.finding.verdict]}}}`{row.finding.verdict}`"]
+            lines += [line for section in row.sections for line in ("", f"    {self.link(section)}")]
+        return self.parse([*lines, "```"])
+
+    def note(self, text: str) -> list[str]:
+        """Further lines of a cell, in small print."""
+        return ["", "    ```{div} scorecard-note", f"    {escape(text)}", "    ```"] if text else []
+
+    def link(self, section: scorecard.Section) -> str:
+        """A link to a section of a chapter, which the build checks."""
+        target = f"chapters/{section.chapter}.ipynb#{default_slugify(section.heading)}"
+        return f"[{section.chapter.split('-')[0]} {escape(section.heading)}]({target})"
+
+
+class Summary(OfPapers):
+    """How many claims of each paper have which verdict, as a table, and of all as a bar."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the bar and the table."""
+        papers = scorecard.by_paper(self.found)
+        lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard-summary", ""]
+        lines += self.line("Verdict", *(self.chapter(mine[0].sections[0]) for mine in papers.values()), "All")
+        for name in VERDICTS:
+            counts = (sum(row.finding.verdict == name for row in mine) for mine in papers.values())
+            total = sum(row.finding.verdict == name for row in self.found)
+            lines += self.line(f"{{bdg-{BADGES[name]}}}`{name}`", *counts, total)
+        lines += self.line("claims", *(len(mine) for mine in papers.values()), len(self.found))
+        verdicts = Counter(row.finding.verdict for row in self.found)
+        parts = "".join(
+            f'<span class="sd-bg-{BADGES[name]}" style="flex-grow:{verdicts[name]}"></span>'
+            for name in VERDICTS
+            if verdicts[name]
+        )
+        label = html.escape(headline(row.finding for row in self.found))
+        bar = f'<div class="scorecard-bar" role="img" aria-label="{label}">{parts}</div>'
+        return [nodes.raw("", bar, format="html"), *self.parse([*lines, "```"])]
+
+    def chapter(self, section: scorecard.Section) -> str:
+        """A link to the chapter of a section."""
+        return f"[{escape(section.title)}](chapters/{section.chapter}.ipynb)"
+
+    def line(self, *cells: object) -> list[str]:
+        """One row of a list table."""
+        return [f"{'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(cells)]
+
+
+def count(
+    name: str, rawtext: str, text: str, lineno: int, inliner: Inliner, *_: object, **__: object
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """A number of claims: of a verdict, ``total``, ``headline`` of all, or the headline of a paper's key."""
+    found = rows(Path(inliner.document.settings.env.srcdir, "book", "chapters"))
+    verdicts = Counter(row.finding.verdict for row in found)
+    papers = scorecard.by_paper(found)
+    if text == "total":
+        said = str(len(found))
+    elif text in VERDICTS:
+        said = str(verdicts[text])
+    elif text == "headline" or text in papers:
+        said = headline(row.finding for row in (found if text == "headline" else papers[text]))
+    else:
+        said = ""
+        logger.warning("scorecard: no verdict and no paper is called %r", text)
+    return [nodes.Text(said)], []
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Add the directives and the role."""
+    app.add_directive("scorecard", Table)
+    app.add_directive("scorecard-summary", Summary)
+    app.add_role("scorecard", count)
+    return {"parallel_read_safe": True}
