@@ -25,6 +25,7 @@ def test_computed_where_the_data_is_and_recalled_where_it_is_not(tmp_path, monke
     fresh = section(tmp_path, True, {"exact": [39, 40]})
     assert fresh.fresh
     assert "Computed in this run on cifar10" in fresh.line()
+    assert fresh.label == "cifar10"
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("GRADLEAK_RECORD", "1")
     section(tmp_path, True, {"exact": [39, 40]})
@@ -35,6 +36,7 @@ def test_computed_where_the_data_is_and_recalled_where_it_is_not(tmp_path, monke
     recalled = section(tmp_path, False)
     assert recalled.values == {"exact": [39, 40]}
     assert not recalled.fresh
+    assert recalled.label == f"cifar10 (recorded {recalled.provenance['date']})"
     section(tmp_path, True, {"exact": [1]})  # a rough run does not overwrite the record of another profile
     monkeypatch.delenv("GRADLEAK_PROFILE")
     assert section(tmp_path, False).values == {"exact": [39, 40]}

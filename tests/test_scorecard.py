@@ -4,8 +4,9 @@ import json
 
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
-from gradleak_lib import claims, scorecard
+from gradleak_lib import chapters, claims, cli, scorecard
 
 CLAIMS = {
     name: claims.Claim(id=name, paper=paper, where="Fig. 1", claim="c", measured="m.", holds=(1.0, 2.0))
@@ -13,9 +14,9 @@ CLAIMS = {
 }
 
 
-def chapter(folder, name, found, *, checked=None):
+def chapter(folder, name, found, *, checked=None, known=CLAIMS):
     """An executed chapter that checks each claim in a section of its own."""
-    findings = [claims.judge(CLAIMS[key], values, data=name) for key, values in found.items()]
+    findings = [claims.judge(known[key], values, data=name) for key, values in found.items()]
     cells = [nbformat.v4.new_markdown_cell(f"# The title of {name}\n\n## Method")]
     for key in found if checked is None else checked:
         cells.append(nbformat.v4.new_markdown_cell(f"Text.\n\n## Section of {key}\n\nMore text."))
@@ -86,3 +87,30 @@ def test_the_record_holds_everything_behind_a_row(tmp_path):
     assert record["claims"]["x-01"]["sections"] == ["01-x: Section of x-01"]
     assert record["claims"]["x-02"]["verdict"] == "contradicted"
     assert record["runs"] == {"01-x": {"seconds": 1}}
+
+
+def test_the_command_prints_every_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "project_root", lambda: tmp_path)
+    known = claims.load_claims()
+    measured = {name: {} if claim.holds is None else 1.0 for name, claim in known.items()}
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01-x.md").touch()
+    executed = tmp_path / "book" / "chapters"
+    executed.mkdir(parents=True)
+
+    def call(*words):
+        return CliRunner().invoke(cli.app, ["scorecard", *words])
+
+    assert call().exit_code == 1
+    assert "01-x is not executed; type `gradleak run`" in call().stderr
+    chapter(executed, "01-x", measured, known=known)
+    record = json.loads(call("--json").stdout)
+    assert set(record["claims"]) == set(known)
+    printed = call()
+    assert printed.exit_code == 0
+    assert record["headline"] in printed.stdout
+    assert all(name in printed.stdout for name in known)
+    measured.pop("rtf-03")
+    chapter(executed, "01-x", measured, known=known)
+    assert call().exit_code == 1
+    assert "no executed chapter has a finding for rtf-03" in call().stderr

@@ -22,7 +22,7 @@ from gradleak_lib import scorecard
 from gradleak_lib.claims import VERDICTS, headline, number
 
 logger = logging.getLogger(__name__)
-BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "secondary"), strict=True))
+BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted"), strict=True))
 
 
 @functools.cache
