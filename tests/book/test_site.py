@@ -106,7 +106,7 @@ def site(tmp_path_factory) -> Path:
         if (ROOT / name).exists():
             unwanted = shutil.ignore_patterns("chapters", "__pycache__") if name == "book" else None
             shutil.copytree(ROOT / name, clone / name, ignore=unwanted)
-    for name in ("_config.yml", "_toc.yml", "constraints.txt"):
+    for name in ("_config.yml", "_toc.yml", "constraints.txt", "CHANGELOG.md"):
         shutil.copy(ROOT / name, clone)
     outcomes = execution.run_all(chapters.plan([], {}, profile="smoke", root=clone))
     assert not [outcome for outcome in outcomes if outcome.error]
