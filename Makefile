@@ -3,7 +3,7 @@
 #   make book     the website: install, execute the chapters, build the pages       (PROFILE=paper JOBS=4)
 #   make site     the pages again, from the chapters as they were last executed
 #   make test     the whole test suite                                              (ARGS="-k imprint")
-#   make lint     style and types
+#   make lint     style, types and spelling
 #   make serve    show the website at http://localhost:8000                         (PORT=8080)
 #   make lab      the chapters as notebooks, in JupyterLab
 #   make clean    remove what was built; .venv and downloaded data stay
@@ -63,9 +63,10 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m codespell_lib
 	@for notebook in notebooks/*.md; do \
 	  $(PY) -m jupytext --quiet --to py:percent --output - "$$notebook" \
-	    | $(PY) -m ruff check --quiet --ignore E402,E501,E703,B018,B905,SIM105,D --stdin-filename "$$notebook.py" - || exit 1; \
+	    | $(PY) -m ruff check --quiet --stdin-filename "$$notebook.py" - || exit 1; \
 	done
 
 serve: site

@@ -1,6 +1,9 @@
 """The website as a reader meets it: built at toy size, opened in a browser."""
 
+import ast
+import collections
 import functools
+import html.parser
 import http.server
 import json
 import os
@@ -10,14 +13,18 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from selenium_axe_python import Axe
+from sphinx.util.inventory import InventoryFile
 
 from gradleak_lib import chapters, execution
 
@@ -64,6 +71,29 @@ return [...document.querySelectorAll("main *")]
 WITHOUT_TEXT = r"""
 return [...document.images].filter(i => !i.alt.trim() || /_images\/|\.(png|svg|jpe?g|webp)$/.test(i.alt))
   .map(i => `${i.alt} ${i.src.slice(0, 80)}`);
+"""
+
+ACCESSIBILITY = Path(__file__).with_name("accessibility.js").read_text(encoding="utf-8")
+FAULTS = """
+document.querySelector("main").insertAdjacentHTML("afterbegin", `
+  <p id="grey" style="color: #888; background: #999">Grey</p> <p id="pale" style="color: #ddd">Pale on white</p>
+  <input type="text"> <a href="#x"></a> <img src="data:,"> <div role="list"><p>No item</p></div>
+  <div style="width: 9em; height: 9em; overflow: auto"><p style="width: 99em; height: 99em">Scrolls</p></div>`);
+"""
+# Which handles the tab key reached, and whether each looks different then.
+LISTEN = f"""
+const style = (element) => {{
+  const {{outline, boxShadow}} = getComputedStyle(element);
+  return `${{outline}} ${{boxShadow}}`;
+}};
+const before = new Map([...document.querySelectorAll("{EXPLORER} .noUi-handle")].map(e => [e, style(e)]));
+window.reached = {{}};
+document.addEventListener("focusin", ({{target}}) => {{
+  if (before.has(target)) window.reached[target.ariaLabel] = style(target) !== before.get(target);
+}});
+const main = document.querySelector("main");
+main.tabIndex = -1;
+main.focus();
 """
 
 
@@ -127,12 +157,17 @@ def chromium():
             options.add_argument(flag)
         chrome = webdriver.Chrome(options=options, service=Service(driver))
         chrome.set_page_load_timeout(60)
-        screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        chrome.set_script_timeout(120)
+        resize(chrome, 390)
         chrome.get("about:blank")
         logs(chrome)
         yield chrome
         chrome.quit()
+
+
+def resize(chrome, width: int) -> None:
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
 
 
 def logs(chrome) -> tuple[list[str], set[str]]:
@@ -158,6 +193,14 @@ def visit(chrome, url: str, allowed: tuple[str, ...]) -> list[str]:
     return wrong
 
 
+def barriers(chrome) -> list[str]:
+    """What axe finds serious or critical on the open page, light and dark; the page is of no use afterwards."""
+    Axe(chrome).inject()
+    looked_at, found = chrome.execute_async_script(ACCESSIBILITY)
+    assert looked_at > 5
+    return found
+
+
 def pages(site: Path) -> list[str]:
     names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
     return [name for name in names if not name.startswith(("_static/", "_sources/"))]
@@ -168,13 +211,151 @@ def explorer_pages(site: Path) -> list[str]:
     return [name for name in pages(site) if view in (site / name).read_text(encoding="utf-8")]
 
 
+class Page(html.parser.HTMLParser):
+    """Names and references of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.names: set[str] = set()
+        self.references: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        fields = dict(attrs)
+        self.names |= {fields[key] for key in ("id", "name") if fields.get(key)}
+        self.references |= {fields[key] for key in ("href", "src") if fields.get(key)}
+        if fields.get("http-equiv", "").lower() == "refresh":
+            self.references.add(fields["content"].partition("url=")[2])
+
+
+def dead_links(site: Path) -> tuple[list[str], collections.Counter]:
+    """References that lead nowhere; how many there are within pages, to files, and to other hosts."""
+    found, counts = {name: Page(site / name) for name in pages(site)}, collections.Counter()
+    dead = []
+    for name, page in found.items():
+        for reference in page.references:
+            url = urlsplit(reference)
+            if url.scheme or url.netloc:
+                counts["outside"] += 1
+                good = url.scheme == "https" and "." in url.netloc
+            else:
+                # The page for wrong addresses names the folder in which the site is served.
+                folder = site if url.path.startswith("/gradleak/") else (site / name).parent
+                path = folder / unquote(url.path).removeprefix("/gradleak/") if url.path else site / name
+                target = os.path.relpath(path, site)
+                counts["fragment" if url.fragment else "file"] += 1
+                good = path.is_file() and not target.startswith("..")
+                if good and url.fragment:
+                    good = target in found and unquote(url.fragment) in found[target].names
+            dead += [] if good else [f"{name}: {reference}"]
+    return dead, counts
+
+
+def test_every_link_leads_somewhere(site):
+    dead, counts = dead_links(site)
+    assert not dead, json.dumps(dead, indent=1)
+    assert counts["file"] > 1000
+    assert counts["fragment"] > 500
+    assert counts["outside"] > 50
+
+
+def test_dead_links_are_found(tmp_path):
+    links = ("a.html", "a.html#here", "/gradleak/a.html", "#here", "https://a.org/b")
+    dead = ("b.html", "a.html#gone", "/a.html", "#gone", "http://a.org/b", "https://a", "../a.html", "c.js#x")
+    text = "".join(f"<a href='{link}'>x</a>" for link in (*links, *dead))
+    (tmp_path / "a.html").write_text(
+        f"<p id=here>{text}<img src=no.png><meta http-equiv=Refresh content='0; url=no.html'>"
+    )
+    (tmp_path / "c.js").touch()
+    expected = {f"a.html: {link}" for link in (*dead, "no.png", "no.html")}
+    assert set(dead_links(tmp_path)[0]) == expected
+
+
 @pytest.mark.browser
-def test_every_page_is_whole_and_loads_nothing_from_elsewhere(site, address, chromium):
+def test_every_page_is_whole_and_open_to_all_and_loads_nothing_from_elsewhere(site, address, chromium):
     found = pages(site)
     assert len(found) > 10
     allowed = (address, "data:", "blob:")
-    wrong = {name: problems for name in found if (problems := visit(chromium, address + name, allowed))}
+    wrong = {
+        name: problems
+        for name in found
+        if (problems := visit(chromium, address + name, allowed) + barriers(chromium))
+    }
     assert not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.browser
+def test_the_wide_page_is_open_to_all(site, address, chromium):
+    resize(chromium, 1280)
+    try:
+        for name in ("book/index.html", explorer_pages(site)[0]):
+            chromium.get(address + name)
+            WebDriverWait(chromium, 60).until(lambda driver: driver.execute_script(READY))
+            assert barriers(chromium) == []
+    finally:
+        resize(chromium, 390)
+
+
+@pytest.mark.browser
+def test_barriers_are_found(address, chromium):
+    visit(chromium, address + "book/scorecard.html", (address,))
+    chromium.execute_script(FAULTS)
+    found = barriers(chromium)
+    rules = {line.removeprefix("light: ").removeprefix("dark: ").partition(":")[0] for line in found}
+    assert {"color-contrast", "label", "link-name", "image-alt", "aria-required-children"} <= rules
+    assert "scrollable-region-focusable" in rules
+    assert [line.partition("(")[0] for line in found if "#grey" in line or "#pale" in line] == [
+        "light: color-contrast: #grey ",
+        "light: color-contrast: #pale ",
+        "dark: color-contrast: #grey ",
+    ]
+
+
+@pytest.mark.browser
+def test_the_front_page_needs_no_network(site, address, chromium):
+    ask = "fetch(location, {cache: 'no-store'}).then(() => arguments[0](true), () => arguments[0](false))"
+    chromium.get(address + "search.html")
+    assert chromium.execute_async_script(ask)
+    network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    chromium.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+    try:
+        assert not chromium.execute_async_script(ask)
+        logs(chromium)
+        base = site.as_uri() + "/"
+        for name in ("index.html", "book/index.html"):
+            assert visit(chromium, base + name, (base, "data:")) == []
+            assert chromium.current_url == base + "book/index.html"
+            buttons = chromium.find_elements(By.CSS_SELECTOR, "button[aria-label=Search]")
+            next(button for button in buttons if button.is_displayed()).click()
+            assert chromium.find_element(By.CSS_SELECTOR, "input[type=search]").is_displayed()
+            assert logs(chromium)[0] == []
+    finally:
+        chromium.execute_cdp_cmd("Network.emulateNetworkConditions", network | {"offline": False})
+
+
+@pytest.mark.browser
+def test_every_explorer_is_reached_and_moved_by_keys_alone(site, address, chromium):
+    names = explorer_pages(site)
+    assert names
+    for name in names:
+        visit(chromium, address + name, (address,))
+        handles = chromium.find_elements(By.CSS_SELECTOR, f"{EXPLORER} .noUi-handle")
+        labels = {handle.get_attribute("aria-label") for handle in handles}
+        chromium.execute_script(LISTEN)
+        reached: dict[str, bool] = {}
+        for _ in range(40):
+            ActionChains(chromium, duration=0).send_keys(Keys.TAB * 40).perform()
+            reached = chromium.execute_script("return window.reached")
+            if set(reached) == labels or not chromium.execute_script(
+                "return document.querySelector('main').contains(document.activeElement)"
+            ):
+                break
+        assert reached == dict.fromkeys(labels, True), name
+        for handle in handles:
+            ends = {Keys.HOME: "aria-valuemin", Keys.END: "aria-valuemax"}
+            for key, end in ends.items():
+                handle.send_keys(key)
+                assert float(handle.get_attribute("aria-valuenow")) == float(handle.get_attribute(end)), name
 
 
 @pytest.mark.browser
@@ -227,6 +408,22 @@ def test_every_public_module_has_its_place_in_the_api_pages():
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "book" / "api").glob("*.md"))
     documented = {line.split()[-1] for line in text.splitlines() if line.startswith(".. automodule::")}
     assert documented == modules - {"gradleak_lib"}
+
+
+def test_every_public_function_and_class_is_described(site):
+    with (site / "objects.inv").open("rb") as stream:
+        inventory = InventoryFile.load(stream, "", lambda base, path: path)
+    described = {name for kind in ("function", "class", "exception") for name in inventory[f"py:{kind}"]}
+    defined = {}
+    for path in (ROOT / "gradleak_lib").rglob("*.py"):
+        parts = [part for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__"]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            if isinstance(node, kinds) and not any(part.startswith("_") for part in (*parts, node.name)):
+                defined[".".join([*parts, node.name])] = ast.get_docstring(node)
+    assert len(defined) > 200
+    assert set(defined) <= described
+    assert all(defined.values())
 
 
 def test_every_chapter_is_in_the_table_of_contents():

@@ -1,0 +1,11 @@
+// What the extensions write is mended here for those who have a page read to them.
+document.addEventListener("DOMContentLoaded", () => {
+  // A list has items. The role of an entry in a bibliography is no longer one, and never was an item's.
+  document.querySelectorAll('[role="list"] > [role="doc-biblioentry"]').forEach((entry) => {
+    entry.setAttribute("role", "listitem");
+  });
+  // All exercises of a page share one id, all proofs another. Nothing refers to them.
+  document.querySelectorAll("#exercise-content, #solution-content, #proof-content").forEach((part) => {
+    part.removeAttribute("id");
+  });
+});
