@@ -113,9 +113,8 @@ def measured(folder: Path) -> dict[str, list[float]]:
     same = torch.zeros(1, 1, 8, 8)
     best = metrics.psnr(same, same).item()  # the end of the scale, which the text may name
     found: dict[str, list[float]] = {}
-    for path in (*folder.rglob("*-claims.json"), *folder.rglob("scorecard.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for claim, finding in record.get("values", record)["claims"].items():
+    for path in folder.rglob("scorecard.json"):
+        for claim, finding in json.loads(path.read_text(encoding="utf-8"))["claims"].items():
             for values in finding["settings"].values():
                 numbers = [*values, sum(values) / len(values)] if values else []
                 found.setdefault(claim, []).extend(number for number in numbers if number != best)
@@ -194,10 +193,9 @@ It is 36.18 %.
 """
 
 
-@pytest.mark.parametrize("layout", ["x-claims.json", "scorecard.json"])
-def test_a_typed_number_is_found(tmp_path, layout):
+def test_a_typed_number_is_found(tmp_path):
     content = {"claims": {"x-01": {"settings": {"": [36.0, 36.36]}}, "x-02": {"settings": {"": [36.45]}}}}
-    (tmp_path / layout).write_text(json.dumps({"values": content} if "claims" in layout else content))
+    (tmp_path / "scorecard.json").write_text(json.dumps(content))
     known = measured(tmp_path)
     found = ["line 5: 36.18", "line 11: 36.2 dB", "line 12: 36.18 dB", "line 16: 36.18 %"]
     assert typed(PAGE, known) == [f"{hit} is x-01" for hit in found]
