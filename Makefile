@@ -9,7 +9,7 @@
 #   make clean    remove what was built; .venv and downloaded data stay
 
 PROFILE ?= cpu
-JOBS ?= 1
+JOBS ?= 2
 PORT ?= 8000
 ARGS ?=
 VENV ?= .venv

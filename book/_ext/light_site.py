@@ -35,6 +35,13 @@ ICON_USE = re.compile(r"\bfa-([a-z0-9-]+)")
 # Modules that show what ipywidgets 7 saved; RequireJS would load them for that only.
 OLD_WIDGETS = re.compile(r'/\*! For license[^\n]*\*/\ndefine\("@jupyter-widgets/(?:base|controls)7".*\n')
 
+# For each of its style sheets the widget manager has a second copy, for those who work on the manager itself.
+STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`(?:[^`\\$]|\\.)*`)"""
+STYLE_MAP = re.compile(
+    rf',"",\{{version:3,sources:\[(?:{STRING},?)*\],names:\[\],mappings:{STRING},'
+    rf'sourcesContent:\[(?:{STRING},?)*\],sourceRoot:""\}}'
+)
+
 STATE = re.compile(
     r'(<script type="application/vnd\.jupyter\.widget-state\+json">)(.*?)(</script>)', re.DOTALL
 )
@@ -96,7 +103,7 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in (*static.rglob("*.css"), *static.rglob("*.js")):
         edit(path, lambda text: TRUETYPE.sub("", MAP_COMMENT.sub("", text)))
-    edit(static / "vendor" / "embed-amd.js", lambda text: OLD_WIDGETS.sub("", text))
+    edit(static / "vendor" / "embed-amd.js", lambda text: STYLE_MAP.sub("", OLD_WIDGETS.sub("", text)))
 
     with ThreadPoolExecutor(2) as pool:
         kept = list(pool.map(recode, sorted(images.glob("*.png"))))

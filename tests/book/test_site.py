@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -26,7 +27,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from selenium_axe_python import Axe
 from sphinx.util.inventory import InventoryFile
 
-from gradleak_lib import chapters, execution
+from gradleak_lib import chapters, claims, execution
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -397,6 +398,35 @@ def test_pictures_are_as_bright_in_the_dark(site, address, chromium):
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     filters = "return [...document.querySelectorAll('main img')].map(image => getComputedStyle(image).filter)"
     assert set(chromium.execute_script(filters)) == {"none"}
+
+
+def test_every_claim_has_a_row_with_a_verdict_and_a_link(site):
+    page = BeautifulSoup((site / "book" / "scorecard.html").read_text(encoding="utf-8"), "html.parser")
+    rows = page.select("table.scorecard tbody tr")
+    assert [row.strong.text for row in rows] == list(claims.load_claims())
+    for row in rows:
+        *_, last = row.find_all("td")
+        assert last.select_one(".sd-badge").text in claims.VERDICTS
+        assert "chapters/" in last.a["href"]
+        assert "#" in last.a["href"]
+
+
+def test_every_page_says_where_it_comes_from(site):
+    for name in pages(site):
+        page = BeautifulSoup((site / name).read_text(encoding="utf-8"), "html.parser")
+        if name.startswith("book/"):
+            facts = {line.text for line in page.select("details.provenance dt")}
+            computed = {"device", "parameters", "seconds"} if name.startswith("book/chapters/") else set()
+            assert facts == {"date", "commit", "versions", "command"} | computed, name
+
+
+def test_the_front_page_shows_what_this_build_recovered(site):
+    page = BeautifulSoup((site / "book" / "index.html").read_text(encoding="utf-8"), "html.parser")
+    pictures = [image["src"].split("/")[-1] for image in page.select(".cover img")]
+    assert pictures == ["cover-private.jpg", "cover-recovered.jpg"]
+    made = site.parents[1] / "book" / "chapters"
+    for picture in pictures:
+        assert (site / "_images" / picture).read_bytes() == (made / picture).read_bytes()
 
 
 def test_every_public_module_has_its_place_in_the_api_pages():
