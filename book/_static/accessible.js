@@ -9,3 +9,8 @@ document.addEventListener("DOMContentLoaded", () => {
     part.removeAttribute("id");
   });
 });
+// The theme lets keys scroll what is too wide, but looks for that only when a page opens and when its size changes:
+// what a click unfolds counts as that.
+document.addEventListener("click", ({target}) => {
+  if (target.closest(".admonition.toggle")) setTimeout(() => dispatchEvent(new Event("resize")));
+});
