@@ -66,7 +66,8 @@ $(PDF): $(SOURCES) | latex install
 	"$(BIN)/jupyter-book" build . --builder latex --path-output _build/pdf -n -W --keep-going --quiet
 	@echo "LaTeX sets it; this takes some minutes"
 	@cd _build/pdf/_build/latex && if ! latexmk -xelatex -interaction=nonstopmode -halt-on-error gradleak.tex \
-	  >latexmk.txt 2>&1 </dev/null; then grep -A 5 '^!' gradleak.log; echo "$(WANTED)" >&2; exit 1; fi
+	  >latexmk.txt 2>&1 </dev/null; then grep -A 5 '^!' gradleak.log; \
+	  echo "LaTeX failed; what it said is in _build/pdf/_build/latex/latexmk.txt ($(WANTED))" >&2; exit 1; fi
 	@mv _build/pdf/_build/latex/gradleak.pdf $@
 
 WANTED := make pdf needs xelatex and latexmk; on Debian and Ubuntu, install texlive-xetex texlive-latex-extra \

@@ -7,6 +7,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx_proof.nodes import proof_node
 
 from gradleak_lib.results import commit
 
@@ -129,8 +130,8 @@ class Tables(SphinxPostTransform):
                 note.replace_self(note.children)
 
 
-class Cards(SphinxPostTransform):
-    """Make the title of a card a line of its own, which bears the card's link."""
+class Boxes(SphinxPostTransform):
+    """Make the title of a card a line of its own, which bears the card's link; take proofs out of their boxes."""
 
     default_priority = 50  # when links are resolved
     formats = ("latex",)
@@ -147,7 +148,10 @@ class Cards(SphinxPostTransform):
                 link.children = []
                 link += said
                 said = link
-            title.replace_self(nodes.paragraph("", "", said))
+            room = nodes.raw("", r"\needspace{4\baselineskip}", format="latex")
+            title.replace_self([room, nodes.paragraph("", "", said)])
+        for proof in list(self.document.findall(proof_node)):
+            proof.replace_self(nodes.block_quote("", *proof[0].children))
 
 
 def is_design(node: nodes.Node, name: str) -> bool:
@@ -171,14 +175,11 @@ class Parts(SphinxPostTransform):
     def run(self, **kwargs: object) -> None:
         for part in list(self.document.findall(nodes.section)):
             if part.get("docname") in NUMBERS:
+                before = nodes.raw("", NUMBERS[part["docname"]], format="latex")
                 place = part.parent.parent
-                place.insert(
-                    place.index(part.parent), nodes.raw("", NUMBERS[part["docname"]], format="latex")
-                )
+                place.insert(place.index(part.parent), before)
         for page in list(self.document.findall(addnodes.start_of_file)):
-            if (
-                page["docname"] == "book/references"
-            ):  # only a title is left: Sphinx moves the literature to the end
+            if page["docname"] == "book/references":  # Sphinx has moved the literature to the end
                 page.parent.remove(page)
 
 
@@ -202,6 +203,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Come after sphinx-jupyterbook-latex, which listens at the default priority, 500."""
     app.connect("builder-inited", configure, priority=900)
     app.connect("env-check-consistency", count_from_parts)
-    for transform in (Tables, Cards, Parts):
+    for transform in (Tables, Boxes, Parts):
         app.add_post_transform(transform)
     return {"parallel_read_safe": True}
