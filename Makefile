@@ -2,6 +2,7 @@
 #
 #   make book     the website: install, execute the chapters, build the pages       (PROFILE=paper JOBS=4)
 #   make site     the pages again, from the chapters as they were last executed
+#   make pdf      the same pages as one PDF, where LaTeX is installed
 #   make test     the whole test suite                                              (ARGS="-k imprint")
 #   make lint     style, types and spelling
 #   make serve    show the website at http://localhost:8000                         (PORT=8080)
@@ -21,6 +22,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
 LAB := .venv/.installed-lab
 SITE := _build/html/.built
+PDF := _build/pdf/gradleak.pdf
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -28,7 +30,7 @@ unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 
-.PHONY: book site test lint serve lab clean install chapters vendor report
+.PHONY: book site pdf test lint serve lab clean install chapters vendor report latex
 .DEFAULT_GOAL := book
 
 book: chapters
@@ -49,12 +51,30 @@ SOURCES := _config.yml _toc.yml $(shell find book gradleak_lib notebooks -type f
 	! -name '.*' ! -path '*/__pycache__/*' ! -name '* *' 2>/dev/null)
 
 $(SITE): $(SOURCES)
-	@rm -rf _build  # pages that are gone, and pages of code, would stay as they were
+	@rm -rf _build/html _build/.doctrees _build/jupyter_execute  # pages that are gone, and pages of code, would stay as they were
 	"$(BIN)/jupyter-book" build . -n -W --keep-going --quiet
 	@touch $(SITE)
 
 report:
 	@$(PY) book/report.py
+
+pdf: $(PDF)
+	@echo "$(CURDIR)/$(PDF)"
+
+$(PDF): $(SOURCES) | latex install
+	@rm -rf _build/pdf
+	"$(BIN)/jupyter-book" build . --builder latex --path-output _build/pdf -n -W --keep-going --quiet
+	@echo "LaTeX sets it; this takes some minutes"
+	@cd _build/pdf/_build/latex && if ! latexmk -xelatex -interaction=nonstopmode -halt-on-error gradleak.tex \
+	  >latexmk.txt 2>&1 </dev/null; then grep -A 5 '^!' gradleak.log; \
+	  echo "LaTeX failed; what it said is in _build/pdf/_build/latex/latexmk.txt ($(WANTED))" >&2; exit 1; fi
+	@mv _build/pdf/_build/latex/gradleak.pdf $@
+
+WANTED := make pdf needs xelatex and latexmk; on Debian and Ubuntu, install texlive-xetex texlive-latex-extra \
+	texlive-fonts-recommended latexmk fonts-freefont-otf
+
+latex:
+	@command -v xelatex >/dev/null && command -v latexmk >/dev/null || { echo "$(WANTED)" >&2; exit 1; }
 
 test: install vendor
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -76,7 +76,13 @@ class Table(OfPapers):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         mine = [row for row in self.found if row.finding.claim.paper == self.arguments[0]]
-        lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard", ":widths: 36 15 27 22", ""]
+        lines = [
+            "```{list-table}",
+            ":header-rows: 1",
+            ":class: scorecard longtable",
+            ":widths: 36 15 27 22",
+            "",
+        ]
         lines += ["* - Claim", "  - Paper", "  - Here", "  - Verdict, section"]
         for row in mine:
             claim = row.finding.claim

@@ -5,6 +5,7 @@ import collections
 import functools
 import html.parser
 import http.server
+import itertools
 import json
 import os
 import shutil
@@ -471,6 +472,9 @@ def test_no_line_of_prose_is_lost(source):
         code = not code if line.startswith("```") and (code or "{code-cell}" in line) else code
         outside += [line] if not code else []
     assert not [line for line in outside if line.lstrip().startswith("%")]
+    # And one that begins with "1)" within a paragraph for a list, in which the text goes on.
+    pairs = itertools.pairwise(outside)
+    assert not [line for before, line in pairs if before.strip() and line.startswith(("1) ", "1. "))]
 
 
 def test_the_site_is_light(site):
