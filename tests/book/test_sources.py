@@ -146,6 +146,7 @@ def typed(page: str, known: dict[str, list[float]], units: bool = False) -> list
 
 def test_nobody_types_what_was_measured():
     recorded, claims_of = measured(ROOT / "results"), claims.load_claims()
+    papers = {claim.number for claim in claims_of.values()}
     assert len(recorded) > 80
     seen, wrong = 0, {}
     for path in (*SOURCES, *PAGES):
@@ -157,7 +158,9 @@ def test_nobody_types_what_was_measured():
         }
         assert known
         seen += len(list(numbers(page)))
-        if found := typed(page, known):
+        # What a paper says is typed; that one of our values is the same is chance.
+        found = [line for line in typed(page, known) if float(line.split()[2]) not in papers]
+        if found:
             wrong[path.name] = found
     assert seen > 15
     assert not wrong, json.dumps(wrong, indent=1)
