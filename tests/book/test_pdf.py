@@ -20,7 +20,8 @@ def paper():
 def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [shutil.which("make") or "make", "pdf", *arguments]
     environment = os.environ | variables
-    environment.pop("MAKEFLAGS", None)  # of a make that runs the tests
+    for inherited in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of a make that runs the tests
+        environment.pop(inherited, None)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
