@@ -67,7 +67,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 
 def test_records_in_the_repository_are_complete():
     folder = results.ROOT / "results" / "cpu"
-    records = list(folder.glob("*.json"))
+    records = {path for path in folder.glob("*.json") if path.name != "scorecard.json"}
     assert records
     for path in records:
         record = json.loads(path.read_text())
@@ -75,6 +75,10 @@ def test_records_in_the_repository_are_complete():
         assert not record["fresh"], path
         facts = {"date", "commit", "device", "platform", "versions", "seed", "data", "command"}
         assert facts <= set(record["provenance"]), path
+    scorecard = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
+    for name, run in scorecard["runs"].items():
+        assert {"date", "commit", "device", "versions", "parameters", "seconds", "command"} <= set(run), name
+        assert run["parameters"]["profile"] == "cpu", name
 
 
 def test_provenance_names_the_commit_and_the_seed():
