@@ -145,6 +145,14 @@ class Summary(OfPapers):
         return [f"{'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(cells)]
 
 
+class Rule(OfPapers):
+    """The verdicts and the rule of each, from where they are computed."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a list of definitions."""
+        return self.parse([line for name, rule in VERDICTS.items() for line in (name, f": if {rule}.", "")])
+
+
 def count(
     name: str, rawtext: str, text: str, lineno: int, inliner: Inliner, *_: object, **__: object
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -168,5 +176,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directives and the role."""
     app.add_directive("scorecard", Table)
     app.add_directive("scorecard-summary", Summary)
+    app.add_directive("scorecard-rule", Rule)
     app.add_role("scorecard", count)
     return {"parallel_read_safe": True}
