@@ -20,6 +20,7 @@ BIN := $(VENV)/bin
 PY := "$(BIN)/python"
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
+TOOLS := .venv/.installed-tools
 LAB := .venv/.installed-lab
 SITE := _build/html/.built
 PDF := _build/pdf/gradleak.pdf
@@ -30,7 +31,7 @@ unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 
-.PHONY: book site pdf test lint serve lab clean install chapters vendor report latex
+.PHONY: book site pdf test lint serve lab clean install tools chapters vendor report latex
 .DEFAULT_GOAL := book
 
 book: chapters
@@ -76,10 +77,10 @@ WANTED := make pdf needs xelatex and latexmk; on Debian and Ubuntu, install texl
 latex:
 	@command -v xelatex >/dev/null && command -v latexmk >/dev/null || { echo "$(WANTED)" >&2; exit 1; }
 
-test: install vendor
+test: tools vendor
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lint: install
+lint: tools
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -102,6 +103,7 @@ clean:
 
 # With VENV=$$CONDA_PREFIX the environment is yours; nothing is installed into it.
 install: $(if $(filter .venv,$(VENV)),$(INSTALLED))
+tools: install $(if $(filter .venv,$(VENV)),$(TOOLS))
 
 # torch comes first and alone: given a choice, pip would take another build together with the rest.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -119,7 +121,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	"$$found" -m venv --clear .venv || { \
 	  echo "$$found cannot make an environment; on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet --progress-bar off $(shell sed -n '/^torch==/p' constraints.txt)
-	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[book,test,lint]'
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[book]'
+	@touch $@
+
+$(TOOLS): $(INSTALLED)
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[test,lint]'
 	@touch $@
 
 $(LAB): $(INSTALLED)

@@ -22,7 +22,7 @@ import papermill
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
-from gradleak_lib.chapters import Run, UsageError
+from gradleak_lib.chapters import Run, UsageError, run_record
 from gradleak_lib.results import commit, write_whole
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn")  # named in a run's provenance
@@ -153,14 +153,26 @@ def run_all(
             on_end(outcome)
         return outcome
 
+    # Side by side the longest starts first: at the end it would run alone.
+    order = sorted(runs, key=_usual_seconds, reverse=True) if jobs > 1 else runs
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, run) for run in runs]
+        futures = {run.name: pool.submit(one, run) for run in order}
         try:
-            return [future.result() for future in futures]
+            return [futures[run.name].result() for run in runs]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             kernels.stop()
             raise
+
+
+def _usual_seconds(run: Run) -> float:
+    """What a chapter took when it last ran here, else when the scorecard was recorded; 0 if nobody knows."""
+    recorded = run.source.parents[1] / "results" / "cpu" / "scorecard.json"
+    try:
+        known = json.loads(recorded.read_text(encoding="utf-8"))["runs"].get(run.name, {})
+    except (OSError, ValueError, KeyError):
+        known = {}
+    return float(run_record(run.target).get("seconds", known.get("seconds", 0)))
 
 
 def _cores() -> int:

@@ -233,6 +233,21 @@ def test_chapters_side_by_side_share_the_cores(root, monkeypatch):
         execution.run_all(runs, jobs=0)
 
 
+def test_side_by_side_the_longest_chapters_start_first(root):
+    for number in (1, 2, 3, 4):
+        write_chapter(root, f"0{number}-x", "1")
+    runs = plan(root)
+    recorded = {"01-x": {"seconds": 1}, "02-x": {"seconds": 2}, "04-x": {"seconds": 5}}
+    (root / "results" / "cpu").mkdir(parents=True)
+    (root / "results" / "cpu" / "scorecard.json").write_text(json.dumps({"runs": recorded}))
+    runs[1].target.parent.mkdir(parents=True)
+    runs[1].target.write_text(json.dumps({"metadata": {"gradleak": {"seconds": 60}}}))
+    seen = []
+    outcomes = execution.run_all(runs, jobs=2, on_progress=lambda chapter, *_: seen.append(chapter))
+    assert set(list(dict.fromkeys(seen))[:2]) == {"02-x", "04-x"}
+    assert [outcome.name for outcome in outcomes] == [run.name for run in runs]
+
+
 def test_a_backend_set_outside_hides_no_figure(root, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     write_chapter(root, "01-one", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
