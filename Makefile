@@ -18,7 +18,7 @@ VENV ?= .venv
 # Paths are relative, and tools are called as modules: the folder's name may hold spaces.
 BIN := $(VENV)/bin
 PY := "$(BIN)/python"
-PIP := $(PY) -m pip --disable-pip-version-check
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --progress-bar off --no-compile
 INSTALLED := .venv/.installed
 TOOLS := .venv/.installed-tools
 LAB := .venv/.installed-lab
@@ -27,7 +27,7 @@ PDF := _build/pdf/gradleak.pdf
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
-unexport PYTHONPATH PYTHONHOME
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 
@@ -105,7 +105,8 @@ clean:
 install: $(if $(filter .venv,$(VENV)),$(INSTALLED))
 tools: install $(if $(filter .venv,$(VENV)),$(TOOLS))
 
-# torch comes first and alone: given a choice, pip would take another build together with the rest.
+# torch comes first and alone: given a choice, pip would take another build together with the rest. Python compiles
+# what it imports; pip would compile everything first, which takes as long as installing it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
 	  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
@@ -120,14 +121,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "Making .venv with $$("$$found" --version), then installing; this takes some minutes"; \
 	"$$found" -m venv --clear .venv || { \
 	  echo "$$found cannot make an environment; on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
-	$(PIP) install --quiet --progress-bar off $(shell sed -n '/^torch==/p' constraints.txt)
-	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[book]'
+	$(PIP) $(shell sed -n '/^torch==/p' constraints.txt)
+	$(PIP) -c constraints.txt -e '.[book]'
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[test,lint]'
+	$(PIP) -c constraints.txt -e '.[test,lint]'
 	@touch $@
 
 $(LAB): $(INSTALLED)
-	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[lab]'
+	$(PIP) -c constraints.txt -e '.[lab]'
 	@touch $@
