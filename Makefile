@@ -6,7 +6,7 @@
 #   make test     the whole test suite                                              (ARGS="-k imprint")
 #   make lint     style, types and spelling
 #   make serve    show the website at http://localhost:8000                         (PORT=8080)
-#   make lab      the chapters as notebooks, in JupyterLab
+#   make lab      the chapters as notebooks, in JupyterLab                           (ARGS="--no-browser")
 #   make clean    remove what was built; .venv and downloaded data stay
 
 PROFILE ?= cpu
@@ -95,7 +95,7 @@ serve: site
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 lab: install $(if $(filter .venv,$(VENV)),$(LAB))
-	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(PY) -m jupyterlab --notebook-dir=.
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(PY) -m jupyterlab --notebook-dir=. $(ARGS)
 
 clean:
 	rm -rf _build book/chapters book/_static/vendor build .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -84,7 +84,7 @@ def find_chapter(name: str, root: Path) -> Path:
     Parameters
     ----------
     name : str
-        A number ("04"), a name ("04-robbing-the-fed") or the path of the source.
+        A number ("4" or "04"), a name ("04-robbing-the-fed") or the path of the source.
     root : Path
         The clone.
 
@@ -96,7 +96,7 @@ def find_chapter(name: str, root: Path) -> Path:
     sources = chapter_sources(root)
     for source in sources:
         stem = source.stem
-        if name in (stem, stem.split("-")[0]) or Path(name).resolve() == source.resolve():
+        if name == stem or name.zfill(2) == stem.split("-")[0] or Path(name).resolve() == source.resolve():
             return source
     known = ", ".join(source.stem for source in sources) or "none"
     raise UsageError(f"no chapter {name!r}; there are: {known}")

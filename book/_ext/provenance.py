@@ -1,4 +1,7 @@
-"""At the end of every page: when, from which commit, on what and with what it was made, and how to repeat it."""
+"""At the end of every page: when, from which commit, on what and with what it was made, and how to repeat it.
+
+Above everything else stands what was not computed with the default parameters.
+"""
 
 import datetime
 import html
@@ -9,10 +12,11 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from gradleak_lib.chapters import run_record
+from gradleak_lib.chapters import executed_chapters, run_record
 from gradleak_lib.results import commit
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "torch")
+SUMMARIES = ("book/index", "book/scorecard", "book/findings")  # pages with numbers from several chapters
 
 
 def of_text() -> dict[str, object]:
@@ -49,11 +53,32 @@ def as_html(facts: dict[str, object]) -> str:
     )
 
 
+def warning(notebooks: list[Path]) -> str:
+    """Say which chapters were run with other parameters than the defaults, and how to go back; "" if none was."""
+    commands = {path.stem: str(run_record(path).get("command", "")) for path in notebooks}
+    others = {
+        name: command for name, command in commands.items() if command.split()[3:] not in ([], ["--record"])
+    }
+    if not others:
+        return ""
+    lines = "".join(
+        f"<li><code>{html.escape(command)}</code> (back to the defaults: <code>gradleak run {name}</code>)</li>"
+        for name, command in others.items()
+    )
+    return (
+        '<div class="admonition note"><p class="admonition-title">Not the default parameters</p>'
+        f"<p>Numbers on this page come from</p><ul>{lines}</ul></div>"
+    )
+
+
 def add(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
-    """Write it under the text of a page."""
+    """Write them over and under the text of a page."""
     if "body" in context:
-        facts = run_record(Path(app.srcdir, f"{page}.ipynb")) or of_text()
-        context["body"] += as_html(facts)
+        notebook = Path(app.srcdir, f"{page}.ipynb")
+        facts = run_record(notebook)
+        sources = [notebook] if facts else executed_chapters(Path(app.srcdir)) if page in SUMMARIES else []
+        context["body"] = context["body"].replace("</h1>", "</h1>" + warning(sources), 1)
+        context["body"] += as_html(facts or of_text())
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

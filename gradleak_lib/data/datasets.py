@@ -150,9 +150,10 @@ def _find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | No
     for place in places:
         if str(name) and place.is_dir():
             return place
+    looked = " or ".join(dict.fromkeys(map(str, places)))
     raise ValueError(
         f"name={str(name)!r}: it must be one of {', '.join(NAMES)}, or the path of a folder of images "
-        f"(there is no folder {places[0]} or {places[1]})"
+        f"(there is no folder {looked})"
     )
 
 

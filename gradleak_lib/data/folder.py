@@ -86,7 +86,9 @@ def read_images(paths: list[Path], size: int) -> Tensor:
             Image.DecompressionBombError,
         ) as error:
             reason = " ".join(str(error).split())
-            raise CorruptData(f"{path} cannot be read as an image: {reason}") from error
+            raise CorruptData(
+                f"{path} cannot be read as an image ({reason}): mend it, or move it out of the folder"
+            ) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 

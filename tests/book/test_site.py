@@ -422,6 +422,19 @@ def test_every_page_says_where_it_comes_from(site):
             assert facts == {"date", "commit", "versions", "command"} | computed, name
 
 
+def test_pages_say_that_their_numbers_are_not_those_of_the_defaults(site):
+    names = [source.stem for source in chapters.chapter_sources(ROOT)]
+    for page in pages(site):
+        body = BeautifulSoup((site / page).read_text(encoding="utf-8"), "html.parser").article
+        said = body and body.select_one(".admonition.note > p.admonition-title:-soup-contains(default)")
+        shown = names if page in ("book/index.html", "book/scorecard.html", "book/findings.html") else []
+        shown = [name for name in names if page == f"book/chapters/{name}.html"] or shown
+        assert bool(said) == bool(shown), page
+        for name in shown:
+            assert f"gradleak run {name} --profile smoke" in said.parent.text
+            assert f"gradleak run {name})" in said.parent.text
+
+
 def test_the_front_page_shows_what_this_build_recovered(site):
     page = BeautifulSoup((site / "book" / "index.html").read_text(encoding="utf-8"), "html.parser")
     pictures = [image["src"].split("/")[-1] for image in page.select(".cover img")]
