@@ -4,6 +4,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -151,7 +152,8 @@ def checked_parameters(
     Raises
     ------
     UsageError
-        If a name is not declared by the notebook, or a value cannot stand where the default stands.
+        If a name is not declared by the notebook, or a value cannot stand where the default stands: it is of
+        another type, or negative, infinite or NaN where the default is not.
     """
     unknown = [name for name in given if name not in declared]
     if unknown:
@@ -168,8 +170,22 @@ def checked_parameters(
         if default is not None and value is not None and type(value) is not _yaml_type(default):
             allowed = _yaml_type(default).__name__
             raise UsageError(f"{chapter}: parameter {name!r} is {value!r}; it must be of type {allowed}")
+        if (
+            any(not 0 <= number < math.inf for number in _numbers(value))
+            and min(_numbers(default), default=0) >= 0
+        ):
+            raise UsageError(
+                f"{chapter}: parameter {name!r} is {value!r}; it must not be negative, infinite or NaN"
+            )
         checked[name] = value
     return checked
+
+
+def _numbers(value: object) -> list[float]:
+    """Return the numbers in a parameter, which may be a list of lists."""
+    if isinstance(value, list | tuple):
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _yaml_type(default: object) -> type:
@@ -210,7 +226,7 @@ def plan(
     Raises
     ------
     UsageError
-        If a chapter, a profile or a parameter does not exist, or a value has the wrong type.
+        If a chapter, a profile, a parameter or a folder of images does not exist, or a value cannot be right.
     """
     root = project_root() if root is None else root
     if profile not in PROFILES:
@@ -229,6 +245,7 @@ def plan(
         if "profile" in declared and profile != "cpu":
             given.setdefault("profile", profile)
         changed = checked_parameters(source.stem, given, declared=declared)
+        changed = _with_folders(source.stem, changed, declared=declared, data=data)
         command = _command(source.stem, parameters, profile=profile, record=record)
         decides = json.dumps([shared, profile, declared | changed], sort_keys=True, default=str)
         key = hashlib.sha256(decides.encode() + source.read_bytes()).hexdigest()
@@ -237,6 +254,25 @@ def plan(
             Run(source, target, changed, declared, key, command, {**environment, "GRADLEAK_COMMAND": command})
         )
     return runs
+
+
+def _with_folders(
+    chapter: str, given: Mapping[str, Any], *, declared: Mapping[str, Any], data: Path | None
+) -> dict[str, Any]:
+    """Return ``given`` with folders of images, where one stands for a data set, as the kernel finds them.
+
+    The kernel runs in another folder than the shell in which a relative path was typed.
+    """
+    from gradleak_lib.data import datasets
+
+    found = dict(given)
+    for name, value in given.items():
+        if declared[name] in datasets.NAMES and value not in datasets.NAMES:
+            try:
+                found[name] = str(datasets.find_folder(value, data).resolve())
+            except ValueError as error:
+                raise UsageError(f"{chapter}: parameter {name!r}: {error}") from None
+    return found
 
 
 def _profile_parameters(profile: str, source: Path, root: Path) -> dict[str, Any]:

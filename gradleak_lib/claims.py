@@ -24,7 +24,7 @@ VERDICTS = {
     "reproduced": "it holds in every setting that was tried",
     "reproduced in trend": "it holds in at least half of the settings",
     "not reproduced": "it holds in fewer; or in none, but our measurements do not exclude it: in some setting "
-    "the 95 % interval of their mean reaches into the claim's interval",
+    "the 95 % interval of their mean (Student's t) reaches into the claim's interval",
     "contradicted": "it holds in no setting, and our measurements exclude it",
     "not testable here": "it needs data or machines that this build has not; its number is the paper's own",
 }

@@ -68,7 +68,7 @@ def test_bad_arguments_give_one_line_and_exit_code_2(gradleak, root, words, mess
 
 
 def test_negative_values_and_several_parameters(gradleak, root):
-    write_chapter(root, "01-one", "print(n, m)", parameters="n = 1\nm = 0.5")
+    write_chapter(root, "01-one", "print(n, m)", parameters="n = -1\nm = 0.5")
     assert gradleak("run", "-p", "n", "-3", "--parameter", "m", "1e-3").exit_code == 0
     assert "-3 0.001" in (root / "book" / "chapters" / "01-one.ipynb").read_text()
 

@@ -88,19 +88,36 @@ def test_unknown_chapter_names_those_that_exist(root):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"binz": 2}, "declares no parameter 'binz'; it declares: bins, rate, sizes, name"),
+        ({"binz": 2}, "declares no parameter 'binz'; it declares: bins, rate, sizes, name, dataset"),
         ({"bins": "many"}, "'bins' is 'many'; it must be of type int"),
         ({"bins": 2.5}, "must be of type int"),
         ({"bins": True}, "must be of type int"),
         ({"rate": "fast"}, "must be of type float"),
         ({"sizes": 3}, "must be of type list"),
+        ({"bins": -1}, "'bins' is -1; it must not be negative"),
+        ({"sizes": [1, [2, -3]]}, "must not be negative"),
+        ({"rate": ".nan"}, "must be of type float"),
+        ({"rate": float("nan")}, "must not be negative, infinite or NaN"),
+        ({"rate": float("inf")}, "must not be negative, infinite or NaN"),
+        ({"dataset": "nowhere"}, "'dataset': .*there is no folder nowhere"),
     ],
 )
 def test_bad_parameters_stop_everything_before_it_starts(root, given, message):
-    write_chapter(root, "01-one", parameters="bins = 1\nrate = 0.1\nsizes = (1, 2)\nname = 'a'")
+    declared = "bins = 1\nrate = 0.1\nsizes = (1, 2)\nname = 'a'\ndataset = 'photos'"
+    write_chapter(root, "01-one", parameters=declared)
     with pytest.raises(chapters.UsageError, match=message):
         plan(root, parameters=given)
     assert not (root / "book").exists()
+
+
+def test_a_folder_of_images_is_relative_to_where_it_was_typed(root, tmp_path, monkeypatch):
+    write_chapter(root, "01-one", parameters="dataset = 'photos'\nn = -1")
+    (tmp_path / "holiday").mkdir()
+    monkeypatch.chdir(tmp_path)
+    [run] = plan(root, parameters={"dataset": "holiday", "n": -2})
+    assert run.parameters == {"dataset": str((tmp_path / "holiday").resolve()), "n": -2}
+    [run] = plan(root, parameters={"dataset": "digits"})
+    assert run.parameters["dataset"] == "digits"
 
 
 def test_numbers_take_the_declared_type(root):

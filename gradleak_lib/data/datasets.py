@@ -85,7 +85,7 @@ def load(
     elif name in SETS:
         images, labels, classes = read_set(str(name), split, data_root(root), download=download)
     else:
-        folder = _find_folder(name, root)
+        folder = find_folder(name, root)
         paths, numbers, classes = list_folder(folder)
         chosen = _choose(name, len(paths), n, seed)
         images = read_images([paths[i] for i in chosen.tolist()], size or MAX_SIZE)
@@ -132,6 +132,32 @@ def fetch(name: str, *, root: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
+def find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of images that `load` would read.
+
+    Parameters
+    ----------
+    name
+        An absolute path, or one relative to the current folder or, where there is none, to the data root.
+    root
+        Data root; None: see `data_root`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder.
+    """
+    places = (Path(name).expanduser(), data_root(root) / name)
+    for place in places:
+        if str(name) and place.is_dir():
+            return place
+    looked = " or ".join(dict.fromkeys(map(str, places)))
+    raise ValueError(
+        f"name={str(name)!r}: it must be one of {', '.join(NAMES)}, or the path of a folder of images "
+        f"(there is no folder {looked})"
+    )
+
+
 def _check_arguments(size: int | None, n: int | None, seed: int, split: str) -> None:
     """Raise ValueError at the first argument of `load` that no data set allows."""
     if size is not None and size < 1:
@@ -142,19 +168,6 @@ def _check_arguments(size: int | None, n: int | None, seed: int, split: str) -> 
         raise ValueError(f"seed={seed}: it must be 0 or more")
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: it must be one of {', '.join(SPLITS)}")
-
-
-def _find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Path:
-    """Return the folder ``name``, as it stands or under the data root."""
-    places = (Path(name).expanduser(), data_root(root) / name)
-    for place in places:
-        if str(name) and place.is_dir():
-            return place
-    looked = " or ".join(dict.fromkeys(map(str, places)))
-    raise ValueError(
-        f"name={str(name)!r}: it must be one of {', '.join(NAMES)}, or the path of a folder of images "
-        f"(there is no folder {looked})"
-    )
 
 
 def _choose(name: str | os.PathLike[str], available: int, n: int | None, seed: int) -> Tensor:

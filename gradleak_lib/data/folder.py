@@ -69,9 +69,10 @@ def read_images(paths: list[Path], size: int) -> Tensor:
     Raises
     ------
     CorruptData
-        If a file cannot be read as an image.
+        If files cannot be read as images; it names them.
     """
     pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    broken = []
     for row, path in zip(pixels, paths, strict=True):
         try:
             with Image.open(path) as image:
@@ -85,10 +86,12 @@ def read_images(paths: list[Path], size: int) -> Tensor:
             struct.error,
             Image.DecompressionBombError,
         ) as error:
-            reason = " ".join(str(error).split())
-            raise CorruptData(
-                f"{path} cannot be read as an image ({reason}): mend it, or move it out of the folder"
-            ) from error
+            broken.append(f"{path} ({' '.join(str(error).split())})")
+    if broken:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise CorruptData(
+            f"cannot be read as images: {', '.join(broken[:5])}{more}; mend them, or move them out of the folder"
+        )
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 

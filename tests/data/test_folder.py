@@ -118,6 +118,9 @@ def test_unreadable_image(content, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:4000] if content == "truncated" else content)
-    with pytest.raises(CorruptData, match=r"x\.png cannot be read as an image") as caught:
+    write_image(tmp_path / "y.png", RED)
+    (tmp_path / "z.png").write_bytes(b"nor this")
+    with pytest.raises(CorruptData, match=r"cannot be read as images: .*x\.png \(.*z\.png \(") as caught:
         load(tmp_path, 8)
+    assert "y.png" not in str(caught.value)
     assert "\n" not in str(caught.value)
