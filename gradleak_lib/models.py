@@ -215,6 +215,7 @@ class ResNet20(nn.Module):
         self.fc = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score a batch of images ``[N, channels, H, W]``: ``[N, classes]``."""
         x = self.bn1(self.conv1(x)).relu()
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean(dim=(2, 3)))

@@ -79,6 +79,7 @@ class Imprint(nn.Module):
         self.back = nn.Linear(bins, features) if connection == "linear" else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pass a batch ``[N, *shape]`` on in its shape; ValueError if it has another."""
         if x.shape[1:] != self.shape:
             raise ValueError(f"the imprint takes inputs of shape {self.shape}, got {tuple(x.shape[1:])}")
         ceiling = self.gain if self.variant == "sparse" else None
