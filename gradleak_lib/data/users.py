@@ -154,7 +154,7 @@ class ClientData:
 
     @property
     def counts(self) -> Tensor:
-        """Int64 ``[K]``: number of samples on each client."""
+        """Number of samples on each client, int64 ``[K]``."""
         return torch.tensor([len(rows) for rows in self.rows])
 
     def samples(self, client: int) -> tuple[Tensor, Tensor]:

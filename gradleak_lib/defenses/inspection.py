@@ -246,7 +246,7 @@ class LayerLeak:
 
     @property
     def exposed(self) -> Tensor:
-        """Bool ``[N]``: the samples whose inputs of this layer can be read from the update."""
+        """Samples whose inputs of this layer can be read from the update, bool ``[N]``."""
         return torch.minimum(self.single, self.paired) < self.tolerance
 
 

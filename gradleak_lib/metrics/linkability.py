@@ -43,12 +43,12 @@ class Identification:
 
     @property
     def gain(self) -> float:
-        """Increase over chance: average precision over that of random scores (Orekondy et al. 2018, Sec. 8.2)."""
+        """Average precision over that of random scores, the increase over chance (Orekondy et al. 2018, Sec. 8.2)."""
         return self.ap / self.chance
 
     @property
     def gain_over_null(self) -> float:
-        """Average precision over its mean under permuted clients: stricter than `gain`."""
+        """Average precision over its mean under permuted clients, which is stricter than `gain`."""
         return self.ap / float(self.null.mean())
 
 

@@ -221,7 +221,7 @@ class Score:
 
     @property
     def exact(self) -> Tensor:
-        """Bool ``[N]``: recovered at a PSNR over 60 dB."""
+        """Whether a sample came back at a PSNR over 60 dB, bool ``[N]``."""
         return self.psnr > EXACT_DB
 
     @property
