@@ -95,7 +95,7 @@ class _ChapterEngine(Engine):
             startup_timeout=start_timeout,
             timeout=None,
             resources={"metadata": {"path": folder}},
-            extra_arguments=["--log-level=40"],  # no advice from the kernel among the progress
+            extra_arguments=["--log-level=50"],  # neither advice nor its own end among the progress
             on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total),
         )
         kernels.add(client)
