@@ -40,6 +40,11 @@ class Run:
         return self.source.stem
 
     @property
+    def failed(self) -> Path:
+        """Where the notebook goes if a cell fails: what was executed before stays."""
+        return self.target.parents[2] / "_build" / "failed" / self.target.name
+
+    @property
     def up_to_date(self) -> bool:
         """Whether the executed notebook that is there came from this very run."""
         return run_record(self.target).get("key") == self.key

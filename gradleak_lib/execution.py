@@ -1,6 +1,6 @@
 """Executing chapters: papermill with a kernel each, side by side, and the notebooks that come out.
 
-``notebooks/NN-name.md`` becomes ``book/chapters/NN-name.ipynb``.
+``notebooks/NN-name.md`` becomes ``book/chapters/NN-name.ipynb``; where a cell fails, ``_build/failed/NN-name.ipynb``.
 """
 
 import datetime
@@ -182,7 +182,7 @@ def _cores() -> int:
 
 
 def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Progress | None) -> Outcome:
-    """Execute one chapter and write its notebook, with the error in it where there was one."""
+    """Execute one chapter and write its notebook; with the error in it, and elsewhere, where there was one."""
     started = datetime.datetime.now(datetime.UTC)
     environment = {**os.environ, **run.environment}
     environment.pop("MPLBACKEND", None)  # a backend set from outside would show no figure in the notebook
@@ -217,7 +217,9 @@ def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Pr
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     if keep and not kernels.stopped:
         record = provenance(run, started=started, seconds=seconds)
-        write_whole(run.target, _tidy(keep[0], run, record=record, error=error))
+        write_whole(run.failed if error else run.target, _tidy(keep[0], run, record=record, error=error))
+        if not error:
+            run.failed.unlink(missing_ok=True)
     return Outcome(run.name, seconds, error)
 
 

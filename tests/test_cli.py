@@ -42,6 +42,7 @@ def test_a_failed_chapter_gives_exit_code_1(gradleak, root):
     assert result.exit_code == 1
     assert "01-one: failed after" in result.stderr
     assert "RuntimeError: no [bold]luck[/bold]" in result.stderr
+    assert str(root / "_build" / "failed" / "01-one.ipynb") in "".join(result.stderr.split("\n"))
 
 
 @pytest.mark.parametrize(

@@ -222,18 +222,26 @@ def test_a_failure_stops_no_other_chapter_and_shows_in_its_notebook(root):
     write_chapter(root, "02-good", "print('fine')")
     write_chapter(root, "03-dead", "import os\nos._exit(3)")
     runs = plan(root)
+    runs[0].target.parent.mkdir(parents=True)
+    runs[0].target.write_text("executed before")
     bad, good, dead = execution.run_all(runs, jobs=2)
     assert bad.error == "ZeroDivisionError: division by zero"
     assert good.error == ""
     assert "DeadKernel" in dead.error
     assert "fine" in outputs(runs[1])
-    text = runs[0].target.read_text()
+    assert runs[0].target.read_text() == "executed before"
+    text = runs[0].failed.read_text()
     assert "before" in text
     assert "ZeroDivisionError" in text
     assert "An Exception was encountered" in text
-    assert "This run stopped" in runs[2].target.read_text()
+    assert "This run stopped" in runs[2].failed.read_text()
+    assert not runs[2].target.exists()
     assert [run.up_to_date for run in plan(root)] == [False, True, False]
     assert not list(runs[0].target.parent.glob(".*"))
+    write_chapter(root, "01-bad", "print('mended')")
+    execution.run_all(plan(root, "01"))
+    assert "mended" in outputs(runs[0])
+    assert not runs[0].failed.exists()
 
 
 def test_chapters_side_by_side_share_the_cores(root, monkeypatch):
