@@ -272,7 +272,7 @@ def _with_folders(
 
     found = dict(given)
     for name, value in given.items():
-        if declared[name] in datasets.NAMES and value not in datasets.NAMES:
+        if declared[name] in datasets.NAMES and value is not None and value not in datasets.NAMES:
             try:
                 found[name] = str(datasets.find_folder(value, data).resolve())
             except ValueError as error:

@@ -116,8 +116,9 @@ def test_a_folder_of_images_is_relative_to_where_it_was_typed(root, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     [run] = plan(root, parameters={"dataset": "holiday", "n": -2})
     assert run.parameters == {"dataset": str((tmp_path / "holiday").resolve()), "n": -2}
-    [run] = plan(root, parameters={"dataset": "digits"})
-    assert run.parameters["dataset"] == "digits"
+    for value in ("digits", None):
+        [run] = plan(root, parameters={"dataset": value})
+        assert run.parameters["dataset"] == value
 
 
 def test_numbers_take_the_declared_type(root):
