@@ -115,12 +115,11 @@ def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
 def _run_with_progress(runs: Sequence[book.Run], *, jobs: int) -> list[execution.Outcome]:
     """Execute runs, with a bar a chapter in a terminal and a line now and then in a log."""
     show, on_progress = _bars(runs) if out.is_terminal else (nullcontext(), _lines())
-    failed = {one.name: one.failed for one in runs}
 
     def on_end(outcome: execution.Outcome) -> None:
         if outcome.error:
             message = f"{outcome.name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
-            message += f" (see {failed[outcome.name]})" if failed[outcome.name].is_file() else ""
+            message += f" (see {outcome.notebook})" if outcome.notebook else ""
             err.print(message, style="red", markup=False)
         else:
             out.print(f"{outcome.name}: done in {outcome.seconds:.0f} s", markup=False)

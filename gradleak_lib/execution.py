@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jupytext
@@ -32,11 +33,12 @@ Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run; ``error`` is empty where it succeeded."""
+    """What became of a run; ``error`` is empty where it succeeded, ``notebook`` None where none was written."""
 
     name: str
     seconds: float
     error: str = ""
+    notebook: Path | None = None
 
 
 class _Interruptible:
@@ -215,12 +217,14 @@ def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Pr
     except Exception as failure:  # the kernel died or never came up: that is this chapter's failure, not ours
         error = f"{type(failure).__name__}: {failure}".strip()
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
-    if keep and not kernels.stopped:
-        record = provenance(run, started=started, seconds=seconds)
-        write_whole(run.failed if error else run.target, _tidy(keep[0], run, record=record, error=error))
-        if not error:
-            run.failed.unlink(missing_ok=True)
-    return Outcome(run.name, seconds, error)
+    if not keep or kernels.stopped:
+        return Outcome(run.name, seconds, error)
+    record = provenance(run, started=started, seconds=seconds)
+    notebook = run.failed if error else run.target
+    write_whole(notebook, _tidy(keep[0], run, record=record, error=error))
+    if not error:
+        run.failed.unlink(missing_ok=True)
+    return Outcome(run.name, seconds, error, notebook)
 
 
 def provenance(run: Run, *, started: datetime.datetime, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from gradleak_lib.chapters import executed_chapters, run_record
+from gradleak_lib.chapters import declared_parameters, executed_chapters, run_record
 from gradleak_lib.results import commit
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "torch")
@@ -53,11 +53,13 @@ def as_html(facts: dict[str, object]) -> str:
     )
 
 
-def warning(notebooks: list[Path]) -> str:
+def warning(notebooks: list[Path], sources: Path) -> str:
     """Say which chapters were run with other parameters than the defaults, and how to go back; "" if none was."""
-    commands = {path.stem: str(run_record(path).get("command", "")) for path in notebooks}
+    records = {path.stem: run_record(path) for path in notebooks}
     others = {
-        name: command for name, command in commands.items() if command.split()[3:] not in ([], ["--record"])
+        name: str(record["command"])
+        for name, record in records.items()
+        if record and record["parameters"] != declared_parameters(sources / f"{name}.md")
     }
     if not others:
         return ""
@@ -76,8 +78,9 @@ def add(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.doc
     if "body" in context:
         notebook = Path(app.srcdir, f"{page}.ipynb")
         facts = run_record(notebook)
-        sources = [notebook] if facts else executed_chapters(Path(app.srcdir)) if page in SUMMARIES else []
-        context["body"] = context["body"].replace("</h1>", "</h1>" + warning(sources), 1)
+        shown = [notebook] if facts else executed_chapters(Path(app.srcdir)) if page in SUMMARIES else []
+        said = warning(shown, Path(app.srcdir, "notebooks"))
+        context["body"] = context["body"].replace("</h1>", "</h1>" + said, 1)
         context["body"] += as_html(facts or of_text())
 
 

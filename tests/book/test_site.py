@@ -70,6 +70,11 @@ return [...document.querySelectorAll("main *")]
   .map(element => `${element.tagName}.${element.className}: ${element.textContent.trim().slice(0, 40)}`)
   .concat(`${document.documentElement.scrollWidth} pixels`);
 """
+# Displayed formulas: text, and the width on view and in all.
+FORMULAS = """
+return [...document.querySelectorAll("div.math mjx-container")]
+  .map(formula => [formula.textContent.slice(0, 40), formula.clientWidth, formula.scrollWidth]);
+"""
 # A file name is no description; myst-nb writes one where a cell gives none.
 WITHOUT_TEXT = r"""
 return [...document.images].filter(i => !i.alt.trim() || /_images\/|\.(png|svg|jpe?g|webp)$/.test(i.alt))
@@ -285,6 +290,23 @@ def test_every_page_is_whole_and_open_to_all_and_loads_nothing_from_elsewhere(si
         if (problems := visit(chromium, address + name, allowed) + barriers(chromium))
     }
     assert not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.browser
+def test_every_formula_is_seen_whole_on_a_wide_page(site, address, chromium):
+    resize(chromium, 1280)
+    try:
+        seen, cut = 0, []
+        for name in pages(site):
+            if '<div class="math' in (site / name).read_text(encoding="utf-8"):
+                visit(chromium, address + name, (address,))
+                formulas = chromium.execute_script(FORMULAS)
+                seen += len(formulas)
+                cut += [f"{name}: {text}" for text, shown, needed in formulas if needed > shown + 1]
+        assert seen > 10
+        assert cut == []
+    finally:
+        resize(chromium, 390)
 
 
 @pytest.mark.browser
