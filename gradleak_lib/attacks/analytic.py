@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib.federated.update import Update
+from gradleak_lib.federated.update import Update, rounding_error
 
 # The derivative of an activation, given its output.
 _DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -119,10 +119,3 @@ def stack_input(update: Update, model: nn.Sequential) -> Tensor:
                 f"layer {name!r} is a {type(layer).__name__}; the stack may hold Linear, {known}"
             )
     return found
-
-
-def rounding_error(values: Tensor) -> Tensor:
-    """Size of a difference of sums that rounding alone explains, given the sums: a few units in the last place."""
-    if values.numel() == 0:
-        return torch.zeros((), dtype=values.dtype, device=values.device)
-    return 4 * torch.finfo(values.dtype).eps * values.abs().max()

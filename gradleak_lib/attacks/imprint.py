@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib.attacks.analytic import linear_input, rounding_error
-from gradleak_lib.federated.update import Update
+from gradleak_lib.attacks.analytic import linear_input
+from gradleak_lib.federated.update import Update, rounding_error
 
 Variant = Literal["cumulative", "sparse"]
 Connection = Literal["addition", "linear"]

@@ -7,9 +7,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from gradleak_lib.attacks.analytic import rounding_error
 from gradleak_lib.federated.functional import as_function, like
-from gradleak_lib.federated.update import Update, check_finite
+from gradleak_lib.federated.update import Update, check_finite, rounding_error
 
 # Of a larger layer, so many rows at even distances are compared with each other.
 _MOST_ROWS = 2048

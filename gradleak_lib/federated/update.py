@@ -166,6 +166,13 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
+def rounding_error(values: Tensor) -> Tensor:
+    """Size of a difference of sums that rounding alone explains, given the sums: a few units in the last place."""
+    if values.numel() == 0:
+        return torch.zeros((), dtype=values.dtype, device=values.device)
+    return 4 * torch.finfo(values.dtype).eps * values.abs().max()
+
+
 def aggregate(updates: Sequence[Update]) -> Update:
     """Return the mean update, weighted by samples: all that a server sees under secure aggregation.
 
