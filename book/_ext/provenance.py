@@ -13,6 +13,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from gradleak_lib.chapters import declared_parameters, executed_chapters, run_record
+from gradleak_lib.claims import KEY
 from gradleak_lib.results import commit
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "torch")
@@ -53,6 +54,11 @@ def as_html(facts: dict[str, object]) -> str:
     )
 
 
+def with_findings(root: Path) -> list[Path]:
+    """Executed chapters that check claims: the others give no number to another page."""
+    return [path for path in executed_chapters(root) if KEY in path.read_text(encoding="utf-8")]
+
+
 def warning(notebooks: list[Path], sources: Path) -> str:
     """Say which chapters were run with other parameters than the defaults, and how to go back; "" if none was."""
     records = {path.stem: run_record(path) for path in notebooks}
@@ -78,7 +84,7 @@ def add(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.doc
     if "body" in context:
         notebook = Path(app.srcdir, f"{page}.ipynb")
         facts = run_record(notebook)
-        shown = [notebook] if facts else executed_chapters(Path(app.srcdir)) if page in SUMMARIES else []
+        shown = [notebook] if facts else with_findings(Path(app.srcdir)) if page in SUMMARIES else []
         said = warning(shown, Path(app.srcdir, "notebooks"))
         context["body"] = context["body"].replace("</h1>", "</h1>" + said, 1)
         context["body"] += as_html(facts or of_text())
