@@ -5,6 +5,7 @@
 #   make pdf      the same pages as one PDF, where LaTeX is installed
 #   make test     the whole test suite                                              (ARGS="-k imprint")
 #   make lint     style, types and spelling
+#   make bench    speed and success against other libraries, in one table            (ARGS=--save)
 #   make serve    show the website at http://localhost:8000                         (PORT=8080)
 #   make lab      the chapters as notebooks, in JupyterLab                           (ARGS="--no-browser")
 #   make clean    remove what was built; .venv and downloaded data stay
@@ -31,7 +32,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 
-.PHONY: book site pdf test lint serve lab clean install tools chapters vendor report latex
+.PHONY: book site pdf test lint bench serve lab clean install tools chapters vendor report latex
 .DEFAULT_GOAL := book
 
 book: chapters
@@ -48,7 +49,8 @@ vendor: install
 	@$(PY) book/vendor.py
 
 # The list of pages is read when make starts, hence the second make above.
-SOURCES := _config.yml _toc.yml $(shell find book gradleak_lib notebooks -type f \
+SOURCES := _config.yml _toc.yml benchmarks/comparisons.py benchmarks/history.jsonl \
+	$(shell find book gradleak_lib notebooks results -type f \
 	! -name '.*' ! -path '*/__pycache__/*' ! -name '* *' 2>/dev/null)
 
 $(SITE): $(SOURCES)
@@ -89,6 +91,9 @@ lint: tools
 	  $(PY) -m jupytext --quiet --to py:percent --output - "$$notebook" \
 	    | $(PY) -m ruff check --quiet --stdin-filename "$$notebook.py" - || exit 1; \
 	done
+
+bench: install
+	@$(PY) benchmarks/bench.py $(ARGS)
 
 serve: site
 	@echo "http://localhost:$(PORT) (Ctrl-C ends it)"

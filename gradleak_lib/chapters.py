@@ -2,12 +2,13 @@
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import jupytext
 import yaml
 
 PROFILES = ("smoke", "cpu", "paper")
+# What comes after the chapters, or around them, decides nothing in them.
+AFTERWARDS = ("cli.py", "costs.py", "costs.json", "records.py", "scorecard.py", "sweep.py")
 
 
 class UsageError(ValueError):
@@ -28,6 +31,7 @@ class Run:
 
     source: Path
     target: Path
+    failed: Path  # where the notebook goes if a cell fails: what was executed before stays
     parameters: Mapping[str, Any]  # those that differ from the notebook's own
     defaults: Mapping[str, Any]  # those that the notebook declares
     key: str
@@ -38,11 +42,6 @@ class Run:
     def name(self) -> str:
         """The chapter's name, such as ``04-robbing-the-fed``."""
         return self.source.stem
-
-    @property
-    def failed(self) -> Path:
-        """Where the notebook goes if a cell fails: what was executed before stays."""
-        return self.target.parents[2] / "_build" / "failed" / self.target.name
 
     @property
     def up_to_date(self) -> bool:
@@ -113,7 +112,12 @@ def declared_parameters(source: Path) -> dict[str, Any]:
 
     A default that is not a literal is given as ``None``.
     """
-    cells = jupytext.read(source).cells
+    return dict(_declared(source.read_text(encoding="utf-8")))
+
+
+@functools.lru_cache(maxsize=16)  # a sweep plans the same chapter many times
+def _declared(notebook: str) -> Mapping[str, Any]:
+    cells = jupytext.reads(notebook, fmt="md").cells
     text = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
     declared: dict[str, Any] = {}
     for statement in ast.parse(text).body:
@@ -231,34 +235,88 @@ def plan(
     Raises
     ------
     UsageError
-        If a chapter, a profile, a parameter or a folder of images does not exist, or a value cannot be right.
+        If a chapter, a profile, a parameter or a data set does not exist, or a value cannot be right.
     """
     root = project_root() if root is None else root
+    sources = [find_chapter(name, root) for name in dict.fromkeys(names)] if names else chapter_sources(root)
+    check_needs(sources, profile=profile, root=root, data=data)
+    depends = depends_on(root, data)
+    return [
+        plan_one(source, parameters, profile=profile, root=root, data=data, record=record, depends=depends)
+        for source in dict.fromkeys(sources)
+    ]
+
+
+def check_needs(sources: Iterable[Path], *, profile: str, root: Path, data: Path | None = None) -> None:
+    """Look for the data that a profile of some chapters needs, as ``needs.yaml`` beside its parameters says.
+
+    Raises
+    ------
+    UsageError
+        If a data set is missing or damaged; the message has a line for each.
+    """
+    from gradleak_lib.data import datasets
+
+    path = root / "notebooks" / "params" / profile / "needs.yaml"
+    needs = read_parameters(path) if path.exists() else {}
+    wanted: dict[str, list[str]] = {}
+    for source in sources:
+        for name in needs.get(source.stem, ()):
+            wanted.setdefault(name, []).append(source.stem.split("-")[0])
+    said = []
+    for name, numbers in wanted.items():
+        try:
+            _check_data(name, datasets.data_root(data))
+        except (OSError, ValueError) as error:
+            said.append(f"for {', '.join(numbers)}: {error}")
+    if said:
+        raise UsageError("\n".join(said))
+
+
+@functools.lru_cache(
+    maxsize=64
+)  # a sweep plans the same data sets many times; what is missing is not remembered
+def _check_data(name: str, folder: Path) -> None:
+    from gradleak_lib.data import datasets
+
+    datasets.check(name, root=folder)
+
+
+def plan_one(
+    source: Path,
+    parameters: Mapping[str, Any],
+    *,
+    profile: str,
+    root: Path,
+    data: Path | None,
+    depends: Mapping[str, str],
+    record: bool = False,
+) -> Run:
+    """Decide how to run one chapter, and check it, as `plan` does for several.
+
+    ``source`` is the chapter as from `find_chapter`, ``depends`` what `depends_on` returns; all other parameters,
+    and the errors, are those of `plan`.
+    """
     if profile not in PROFILES:
         raise UsageError(f"profile is {profile!r}; it must be one of: {', '.join(PROFILES)}")
-    sources = [find_chapter(name, root) for name in dict.fromkeys(names)] if names else chapter_sources(root)
     environment = {"GRADLEAK_EXECUTION": "1", "GRADLEAK_PROFILE": profile}
     if data is not None:
         environment["GRADLEAK_DATA"] = str(data.resolve())
     if record:
         environment["GRADLEAK_RECORD"] = "1"
-    shared = _digest_of_library(root, data)
-    runs = []
-    for source in dict.fromkeys(sources):
-        declared = declared_parameters(source)
-        given = {**_profile_parameters(profile, source, root), **parameters}
-        if "profile" in declared and profile != "cpu":
-            given.setdefault("profile", profile)
-        changed = checked_parameters(source.stem, given, declared=declared)
-        changed = _with_folders(source.stem, changed, declared=declared, data=data)
-        command = _command(source.stem, parameters, profile=profile, record=record)
-        decides = json.dumps([shared, profile, declared | changed], sort_keys=True, default=str)
-        key = hashlib.sha256(decides.encode() + source.read_bytes()).hexdigest()
-        target = root / "book" / "chapters" / f"{source.stem}.ipynb"
-        runs.append(
-            Run(source, target, changed, declared, key, command, {**environment, "GRADLEAK_COMMAND": command})
-        )
-    return runs
+    declared = declared_parameters(source)
+    given = {**profile_parameters(profile, source, root), **parameters}
+    if "profile" in declared and profile != "cpu":
+        given.setdefault("profile", profile)
+    changed = checked_parameters(source.stem, given, declared=declared)
+    changed = _with_folders(source.stem, changed, declared=declared, data=data)
+    command = _command(source.stem, parameters, profile=profile, record=record)
+    environment["GRADLEAK_COMMAND"] = command
+    decides = json.dumps([depends, profile, declared | changed], sort_keys=True, default=str)
+    key = hashlib.sha256(decides.encode() + source.read_bytes()).hexdigest()
+    file = f"{source.stem}.ipynb"
+    target, failed = root / "book" / "chapters" / file, root / "_build" / "failed" / file
+    return Run(source, target, failed, changed, declared, key, command, environment)
 
 
 def _with_folders(
@@ -266,21 +324,25 @@ def _with_folders(
 ) -> dict[str, Any]:
     """Return ``given`` with folders of images, where one stands for a data set, as the kernel finds them.
 
-    The kernel runs in another folder than the shell in which a relative path was typed.
+    The kernel runs in another folder than the shell in which a relative path was typed. Data sets that a parameter
+    names are looked for, too.
     """
     from gradleak_lib.data import datasets
 
     found = dict(given)
     for name, value in given.items():
-        if declared[name] in datasets.NAMES and value is not None and value not in datasets.NAMES:
+        if declared[name] in datasets.NAMES and value is not None:
             try:
-                found[name] = str(datasets.find_folder(value, data).resolve())
-            except ValueError as error:
+                if value not in datasets.NAMES:
+                    found[name] = str(datasets.find_folder(value, data).resolve())
+                _check_data(found[name], datasets.data_root(data))
+            except (OSError, ValueError) as error:
                 raise UsageError(f"{chapter}: parameter {name!r}: {error}") from None
     return found
 
 
-def _profile_parameters(profile: str, source: Path, root: Path) -> dict[str, Any]:
+def profile_parameters(profile: str, source: Path, root: Path) -> dict[str, Any]:
+    """Return what a profile sets in a chapter; nothing for "cpu", whose values are the notebook's own."""
     path = root / "notebooks" / "params" / profile / f"{source.stem}.yaml"
     if profile == "cpu" and not path.exists():
         return {}
@@ -296,25 +358,28 @@ def _command(chapter: str, parameters: Mapping[str, Any], *, profile: str, recor
     return shlex.join(words + (["--record"] if record else []))
 
 
-def _digest_of_library(root: Path, data: Path | None) -> str:
-    """Return a hash of what every run depends on, whatever its chapter."""
+def depends_on(root: Path, data: Path | None = None) -> dict[str, str]:
+    """Return what every run depends on, whatever its chapter: Python, the library with its records, the data found.
+
+    Names and hashes of them: two machines that agree in all three compute the same points of a sweep.
+    """
     from gradleak_lib.data import data_root  # here: a list of chapters needs no torch
 
-    digest = hashlib.sha256(platform.python_version().encode())
-    files = [*(root / "gradleak_lib").rglob("*.py"), *(root / "results").rglob("*.json")]
+    library, sets = hashlib.sha256(), hashlib.sha256()
+    files = [*(root / "gradleak_lib").rglob("*.py"), *(root / "results").rglob("[!0-9]*.json")]
     files += [root / "constraints.txt", root / "book" / "claims.yaml"]
-    # What comes after the chapters decides nothing in them.
-    files = [path for path in files if path.name not in ("cli.py", "scorecard.py", "scorecard.json")]
-    for path in sorted(path for path in files if path.is_file()):
+    for path in sorted(path for path in files if path.is_file() and path.name not in AFTERWARDS):
         text = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()} {len(text)} ".encode() + text)
+        library.update(f"{path.relative_to(root).as_posix()} {len(text)} ".encode() + text)
     # The pages differ where a data set has come or gone. Names and sizes of what lies two levels deep tell.
     folder = data_root(data)
     for path in sorted([*folder.glob("[!.]*"), *folder.glob("[!.]*/*")]):
-        digest.update(
-            f"{path.relative_to(folder)} {path.stat().st_size if path.is_file() else ''}\n".encode()
-        )
-    return digest.hexdigest()
+        sets.update(f"{path.relative_to(folder)} {path.stat().st_size if path.is_file() else ''}\n".encode())
+    return {
+        "Python": platform.python_version(),
+        "gradleak": library.hexdigest(),
+        "data sets": sets.hexdigest(),
+    }
 
 
 def run_record(notebook: Path) -> dict[str, Any]:

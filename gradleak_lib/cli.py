@@ -1,5 +1,6 @@
 """The command line: execute the chapters, print the scorecard, fetch a data set."""
 
+import itertools
 import json
 import re
 import sys
@@ -89,6 +90,7 @@ def run(
             raise book.UsageError(f"--jobs is {jobs}; it must be 1 or more")
     except book.UsageError as error:
         raise _fail(error) from None
+    _warn_of_profile(profile)
     # A run that is to be recorded has to happen.
     due = [one for one in runs if force or record or not one.up_to_date]
     for one in runs:
@@ -96,6 +98,17 @@ def run(
             out.print(f"{one.name}: up to date")
     if any(outcome.error for outcome in _run_with_progress(due, jobs=jobs)):
         raise typer.Exit(1)
+
+
+def _warn_of_profile(profile: str) -> None:
+    """Say so where the papers' own sizes meet a machine without a graphics card."""
+    if profile == "paper":
+        import torch
+
+        if not torch.cuda.is_available():
+            err.print(
+                "gradleak: no graphics card here; at the papers' own sizes, expect days", style="yellow"
+            )
 
 
 def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
@@ -157,6 +170,75 @@ def _lines(every: float = 15.0) -> Callable[[str, int, int], None]:
 
 
 @app.command()
+def sweep(
+    chapter: Annotated[str, typer.Argument(help="'02', its name, or its path.")],
+    grid: Annotated[Path, typer.Option(help="YAML file of `name: [value, ...]` lines.")],
+    address: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="A dask scheduler; this machine if none.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="How many points at a time on this machine; as many as cores if none.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For the results; sweeps/GRID if none.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="What the grid varies: smoke, cpu or paper.")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points, and do nothing.")] = False,
+) -> None:
+    """Execute a chapter at every point of a grid. What is finished is left alone."""
+    from gradleak_lib import sweep as sweeps
+
+    folder = Path("sweeps", grid.stem) if folder is None else folder
+    jobs = execution.cores() if jobs is None else jobs
+    try:
+        points = sweeps.plan_sweep(chapter, sweeps.read_grid(grid), out=folder, profile=profile, data=data)
+        due = [point for point in points if not point.run.up_to_date]
+        if dry_run:
+            for point in points:
+                out.print(f"{'to do   ' if point in due else 'finished'} {point}", markup=False)
+            return
+        out.print(f"{len(points)} points, {len(points) - len(due)} of them finished")
+        if address is None:
+            _warn_of_profile(profile)
+        show, on_end = _points_bar(len(due))
+        with show:
+            outcomes = sweeps.sweep(points, jobs=jobs, address=address, data=data, on_end=on_end)
+    except book.UsageError as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        raise _fail(
+            "interrupted; what is finished stays, and the same command goes on from there", 130
+        ) from None
+    table = sweeps.write_tables(points, outcomes, folder)
+    failed = sum(bool(outcome.error) for outcome in outcomes)
+    out.print(f"{len(points) - failed} of {len(points)} points have results: {table}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..., None]]:
+    """Return a bar of points, and a callback that moves it and prints a line for each point that has ended."""
+    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=out, disable=not out.is_terminal)
+    task = progress.add_task("points", total=total)
+    ended = itertools.count(1)
+
+    def on_end(point: object, outcome: execution.Outcome) -> None:
+        number = f"{next(ended)} of {total}"
+        progress.update(task, advance=1)
+        if outcome.error:
+            message = f"{number}: {point}: failed: {outcome.error}"
+            message += f" (see {outcome.notebook})" if outcome.notebook else ""
+            err.print(message, style="red", markup=False)
+        else:
+            out.print(f"{number}: {point}: done in {outcome.seconds:.0f} s", markup=False)
+        sys.stdout.flush()
+
+    return progress, on_end
+
+
+@app.command()
 def scorecard(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as results/ keeps it.")] = False,
 ) -> None:
@@ -185,6 +267,55 @@ def scorecard(
             table.add_row(*(Text(cell) for cell in (f"{claim.id} {claim.claim}", *cells)))
         Console(highlight=False).print(table)
     out.print(headline(row.finding for row in rows), markup=False)
+
+
+@app.command()
+def record(
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHAPTER]...", help="'04', or the path of an executed notebook; all if none."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only compare with the records: exit code 1 where they differ.")
+    ] = False,
+) -> None:
+    """Record what executed chapters measured under results/, with its provenance."""
+    from gradleak_lib import records
+    from gradleak_lib.claims import load_claims
+
+    try:
+        root, claims = book.project_root(), load_claims()
+        found = [records.from_notebook(path, claims) for path in _executed(notebooks or [], root)]
+        if not check:
+            for one in found:
+                out.print(f"{one.chapter}: {records.write(one, root)}", markup=False)
+            return
+        differ = 0
+        for one in found:
+            path = root / "results" / one.profile / f"{one.chapter}.json"
+            if not path.is_file():
+                raise book.UsageError(f"there is no record {path}; `gradleak record {one.chapter}` writes it")
+            lines = records.differences(records.read(path, claims), one)
+            differ += len(lines)
+            out.print("\n".join(lines) or f"{one.chapter}: every number as recorded", markup=False)
+    except ValueError as error:
+        raise _fail(error) from None
+    if differ:
+        out.print(f"{differ} numbers differ (recorded, and in the notebook)")
+        raise typer.Exit(1)
+
+
+def _executed(names: Sequence[str], root: Path) -> list[Path]:
+    """Paths of executed notebooks: those named, else of all chapters."""
+    if not names:
+        return book.executed_chapters(root)
+    chapters = root / "book" / "chapters"
+    return [
+        Path(name) if name.endswith(".ipynb") else chapters / f"{book.find_chapter(name, root).stem}.ipynb"
+        for name in names
+    ]
 
 
 @app.command()

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Outcome:
     notebook: Path | None = None
 
 
-class _Interruptible:
+class Kernels:
     """The kernels that are running, so that an interrupt can end them."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class _ChapterEngine(Engine):
         environment: dict[str, str],
         folder: str,
         on_cell: Callable[[int, int], None],
-        kernels: _Interruptible,
+        kernels: Kernels,
         keep: list[Any],
         start_timeout: int = 120,
         **_: Any,
@@ -146,11 +146,14 @@ def run_all(
     if not runs:
         return []
     jobs = min(jobs, len(runs))
-    threads = str(max(1, _cores() // jobs))
-    kernels = _Interruptible()
+    threads = max(1, cores() // jobs)
+    kernels = Kernels()
 
     def one(run: Run) -> Outcome:
-        outcome = _execute(run, threads=threads, kernels=kernels, on_progress=on_progress)
+        source = run.source.read_text(encoding="utf-8")
+        folder = run.source.parent
+        done = execute(run, source, folder=folder, threads=threads, kernels=kernels, on_progress=on_progress)
+        outcome = write(run, *done)
         if on_end is not None:
             on_end(outcome)
         return outcome
@@ -168,27 +171,58 @@ def run_all(
 
 
 def _usual_seconds(run: Run) -> float:
-    """What a chapter took when it last ran here, else when the scorecard was recorded; 0 if nobody knows."""
-    recorded = run.source.parents[1] / "results" / "cpu" / "scorecard.json"
+    """What a chapter took when it last ran here, else when it was recorded; 0 if nobody knows."""
+    recorded = run.source.parents[1] / "results" / "cpu" / f"{run.name}.json"
     try:
-        known = json.loads(recorded.read_text(encoding="utf-8"))["runs"].get(run.name, {})
+        known = json.loads(recorded.read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError):
         known = {}
     return float(run_record(run.target).get("seconds", known.get("seconds", 0)))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Number of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # what a container or a scheduler leaves us
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Progress | None) -> Outcome:
-    """Execute one chapter and write its notebook; with the error in it, and elsewhere, where there was one."""
+def execute(
+    run: Run,
+    source: str,
+    *,
+    folder: Path,
+    threads: int,
+    kernels: Kernels,
+    on_progress: Progress | None = None,
+) -> tuple[Outcome, str]:
+    """Execute one chapter here, reading and writing no file of the clone.
+
+    Parameters
+    ----------
+    run : Run
+        From ``plan``.
+    source : str
+        The text of the chapter.
+    folder : Path
+        Where the kernel runs.
+    threads : int
+        Threads of the kernel's arithmetic.
+    kernels : Kernels
+        Takes the kernel in while it runs.
+    on_progress : callable, optional
+        As in ``run_all``.
+
+    Returns
+    -------
+    tuple
+        What became of it, and the executed notebook as JSON, with the error in it where there was one; empty where
+        there is none, because no kernel came up or it was stopped.
+    """
     started = datetime.datetime.now(datetime.UTC)
     environment = {**os.environ, **run.environment}
     environment.pop("MPLBACKEND", None)  # a backend set from outside would show no figure in the notebook
-    environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
+    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0"}
     environment["GRADLEAK_STARTED"] = started.isoformat(timespec="seconds")
     keep: list[Any] = []
     error = ""
@@ -199,7 +233,7 @@ def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Pr
 
     try:
         papermill.execute_notebook(
-            jupytext.read(run.source),
+            jupytext.reads(source, fmt="md"),
             None,
             parameters=dict(run.parameters),
             engine_name="gradleak",
@@ -207,7 +241,7 @@ def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Pr
             language="python",
             progress_bar=False,
             environment=environment,
-            folder=str(run.source.parent),
+            folder=str(folder),
             on_cell=on_cell,
             kernels=kernels,
             keep=keep,
@@ -217,14 +251,25 @@ def _execute(run: Run, *, threads: str, kernels: _Interruptible, on_progress: Pr
     except Exception as failure:  # the kernel died or never came up: that is this chapter's failure, not ours
         error = f"{type(failure).__name__}: {failure}".strip()
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
+    outcome = Outcome(run.name, seconds, error)
     if not keep or kernels.stopped:
-        return Outcome(run.name, seconds, error)
+        return outcome, ""
     record = provenance(run, started=started, seconds=seconds)
-    notebook = run.failed if error else run.target
-    write_whole(notebook, _tidy(keep[0], run, record=record, error=error))
-    if not error:
+    return outcome, _tidy(keep[0], run, record=record, error=error)
+
+
+def write(run: Run, outcome: Outcome, text: str) -> Outcome:
+    """Write an executed notebook where it belongs, if there is one; a failed one replaces none that succeeded.
+
+    Returns ``outcome`` with the path.
+    """
+    if not text:
+        return outcome
+    notebook = run.failed if outcome.error else run.target
+    write_whole(notebook, text)
+    if not outcome.error:
         run.failed.unlink(missing_ok=True)
-    return Outcome(run.name, seconds, error, notebook)
+    return replace(outcome, notebook=notebook)
 
 
 def provenance(run: Run, *, started: datetime.datetime, seconds: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where numbers come from, and numbers that were recorded where the data was."""
 
+import contextlib
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ import torchvision
 from gradleak_lib import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+GLUED = "application/papermill.record/text/plain"  # where myst-nb keeps what is glued and not shown
 
 
 def provenance(*, device: str | torch.device, seed: int) -> dict[str, str]:
@@ -144,6 +146,21 @@ def compute_or_recall(
     recorded = Result(**json.loads(path.read_text(encoding="utf-8")))
     # The command is today's: a record is older than the code that would repeat it.
     return replace(recorded, provenance=recorded.provenance | {"command": command})
+
+
+def read_glued(notebook: Path) -> dict[str, float]:
+    """Return the numbers that an executed notebook glued, by name; text and pictures are left out."""
+    numbers: dict[str, float] = {}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            data = output.get("data", {})
+            text = data.get(GLUED) or data.get("text/plain") or ""
+            for kind in (int, float) if name else ():
+                with contextlib.suppress(ValueError):
+                    numbers[name] = kind("".join(text))
+                    break
+    return numbers
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -104,17 +104,23 @@ def read(notebooks: Iterable[Path], claims: Mapping[str, Claim] | None = None) -
         If a claim has no finding in any of the notebooks, or as `read_chapter` does.
     """
     claims = load_claims() if claims is None else claims
-    found: dict[str, list[Row]] = {name: [] for name in claims}
-    for notebook in notebooks:
-        for row in read_chapter(notebook, claims):
-            found[row.finding.claim.id].append(row)
-    missing = [name for name, rows in found.items() if not rows]
+    rows = collect((row for notebook in notebooks for row in read_chapter(notebook, claims)), claims)
+    found = {row.finding.claim.id for row in rows}
+    missing = [name for name in claims if name not in found]
     if missing:
         more = f" and {len(missing) - 5} more claims" if len(missing) > 5 else ""
         raise ValueError(
             f"no executed chapter has a finding for {', '.join(missing[:5])}{more}; type `gradleak run`"
         )
-    return [merge(rows) for rows in found.values()]
+    return rows
+
+
+def collect(rows: Iterable[Row], claims: Mapping[str, Claim]) -> list[Row]:
+    """Return one row for each claim that has any, in the order of ``claims``."""
+    found: dict[str, list[Row]] = {name: [] for name in claims}
+    for row in rows:
+        found[row.finding.claim.id].append(row)
+    return [merge(some) for some in found.values() if some]
 
 
 def by_paper(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -99,7 +99,7 @@ def test_unknown_chapter_names_those_that_exist(root):
         ({"rate": ".nan"}, "must be of type float"),
         ({"rate": float("nan")}, "must not be negative, infinite or NaN"),
         ({"rate": float("inf")}, "must not be negative, infinite or NaN"),
-        ({"dataset": "nowhere"}, "'dataset': .*there is no folder nowhere"),
+        ({"dataset": "nowhere"}, r"'dataset': .*there is no folder nowhere"),
     ],
 )
 def test_bad_parameters_stop_everything_before_it_starts(root, given, message):
@@ -114,6 +114,9 @@ def test_a_folder_of_images_is_relative_to_where_it_was_typed(root, tmp_path, mo
     write_chapter(root, "01-one", parameters="dataset = 'photos'\nn = -1")
     (tmp_path / "holiday").mkdir()
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(chapters.UsageError, match="'dataset': .*there is no image in this folder"):
+        plan(root, parameters={"dataset": "holiday"})
+    (tmp_path / "holiday" / "beach.jpg").touch()
     [run] = plan(root, parameters={"dataset": "holiday", "n": -2})
     assert run.parameters == {"dataset": str((tmp_path / "holiday").resolve()), "n": -2}
     for value in ("digits", None):
@@ -146,6 +149,34 @@ def test_profiles(root):
     params.write_text("- n\n")
     with pytest.raises(chapters.UsageError, match="not a list"):
         plan(root, profile="smoke")
+
+
+def test_data_that_a_profile_needs_is_looked_for_first(root):
+    for number in (1, 2, 3):
+        write_chapter(root, f"0{number}-x", parameters="few = 'digits'")
+        (root / "notebooks" / "params" / "smoke" / f"0{number}-x.yaml").write_text("few: photos\n")
+    needs = root / "notebooks" / "params" / "smoke" / "needs.yaml"
+    needs.write_text("01-x: [mnist, blogs]\n02-x: [qmnist, places, no/where]\n03-x: [mnist]\n")
+    with pytest.raises(chapters.UsageError) as failure:
+        plan(root, profile="smoke")
+    lines = str(failure.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "for 01, 03",
+        "for 01",
+        "for 02",
+        "for 02",
+    ]
+    for line, said in zip(
+        lines, ("gradleak data mnist", "blogs", "mnist", "no folder no/where"), strict=True
+    ):
+        assert said in line
+    needs.write_text("01-x: [mnist]\n")
+    assert plan(root, "03", profile="smoke")
+    assert len(plan(root)) == 3  # of this profile nothing is said
+    with pytest.raises(
+        chapters.UsageError, match=r"03-x: parameter 'few': mnist: .* run `gradleak data mnist`"
+    ):
+        plan(root, "03", parameters={"few": "mnist"})
 
 
 def test_a_run_and_what_its_notebook_carries(root):
@@ -199,6 +230,8 @@ def test_a_run_is_skipped_until_something_that_matters_changes(root):
     assert plan(root)[0].up_to_date
     assert not plan(root, parameters={"n": 2})[0].up_to_date
     (root / "gradleak_lib" / "cli.py").write_text("# changes no result\n")
+    (root / "results" / "cpu").mkdir(parents=True)
+    (root / "results" / "cpu" / "01-one.json").write_text("{}")  # what this very run measured
     assert plan(root)[0].up_to_date
 
     changes = {
@@ -246,7 +279,7 @@ def test_a_failure_stops_no_other_chapter_and_shows_in_its_notebook(root):
 
 
 def test_chapters_side_by_side_share_the_cores(root, monkeypatch):
-    monkeypatch.setattr(execution, "_cores", lambda: 6)
+    monkeypatch.setattr(execution, "cores", lambda: 6)
     cell = "import os, threading\nprint(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])"
     for number in (1, 2):
         write_chapter(root, f"0{number}-x", cell)
@@ -263,9 +296,10 @@ def test_side_by_side_the_longest_chapters_start_first(root):
     for number in (1, 2, 3, 4):
         write_chapter(root, f"0{number}-x", "1")
     runs = plan(root)
-    recorded = {"01-x": {"seconds": 1}, "02-x": {"seconds": 2}, "04-x": {"seconds": 5}}
     (root / "results" / "cpu").mkdir(parents=True)
-    (root / "results" / "cpu" / "scorecard.json").write_text(json.dumps({"runs": recorded}))
+    for name, seconds in {"01-x": 1, "02-x": 2, "04-x": 5}.items():
+        record = json.dumps({"run": {"seconds": seconds}})
+        (root / "results" / "cpu" / f"{name}.json").write_text(record)
     runs[1].target.parent.mkdir(parents=True)
     runs[1].target.write_text(json.dumps({"metadata": {"gradleak": {"seconds": 60}}}))
     seen = []

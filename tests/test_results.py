@@ -67,7 +67,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 
 def test_records_in_the_repository_are_complete():
     folder = results.ROOT / "results" / "cpu"
-    records = {path for path in folder.glob("*.json") if path.name != "scorecard.json"}
+    records = set(folder.glob("[!0-9]*.json"))
     assert records
     for path in records:
         record = json.loads(path.read_text())
@@ -75,10 +75,21 @@ def test_records_in_the_repository_are_complete():
         assert not record["fresh"], path
         facts = {"date", "commit", "device", "platform", "versions", "seed", "data", "command"}
         assert facts <= set(record["provenance"]), path
-    scorecard = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
-    for name, run in scorecard["runs"].items():
-        assert {"date", "commit", "device", "versions", "parameters", "seconds", "command"} <= set(run), name
-        assert run["parameters"]["profile"] == "cpu", name
+
+
+def test_numbers_that_a_notebook_glued(tmp_path):
+    texts = {"a": "3", "b": "0.25", "c": "1e-07", "d": "nan", "title": "'text'", "best": "True"}
+    outputs = [
+        {"metadata": {"scrapbook": {"name": name}}, "data": {results.GLUED: text}}
+        for name, text in texts.items()
+    ]
+    outputs.append({"metadata": {"scrapbook": {"name": "shown"}}, "data": {"text/plain": ["7"]}})
+    outputs.append({"metadata": {}, "data": {"text/plain": "8"}})
+    outputs.append({"output_type": "stream", "text": "9"})
+    path = tmp_path / "x.ipynb"
+    path.write_text(json.dumps({"cells": [{}, {"outputs": outputs}]}))
+    found = results.read_glued(path)
+    assert str(found) == "{'a': 3, 'b': 0.25, 'c': 1e-07, 'd': nan, 'shown': 7}"
 
 
 def test_provenance_names_the_commit_and_the_seed():

@@ -5,7 +5,6 @@ A claim without a finding is a warning, and so fails the build.
 
 import functools
 import html
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,8 +17,9 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from gradleak_lib import scorecard
-from gradleak_lib.claims import VERDICTS, headline, number
+from gradleak_lib import records, scorecard
+from gradleak_lib.chapters import PROFILES
+from gradleak_lib.claims import VERDICTS, headline, load_claims, number
 
 logger = logging.getLogger(__name__)
 BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted"), strict=True))
@@ -36,13 +36,12 @@ def rows(chapters: Path) -> tuple[scorecard.Row, ...]:
 
 
 @functools.cache
-def recorded(results: Path) -> dict[str, str]:
-    """What the recorded run at the papers' own sizes measured, by claim; empty where there is no record."""
-    path = results / "paper" / "scorecard.json"
-    if not path.is_file():
-        return {}
-    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
-    return {name: found["ours"] for name, found in claims.items()}
+def recorded(results: Path, profile: str) -> tuple[tuple[records.Record, ...], dict[str, str]]:
+    """The recorded chapters of a profile, and what they measured, by claim, as a row of the scorecard says it."""
+    claims = load_claims()
+    found = tuple(records.read_all(results / profile, claims))
+    together = scorecard.collect((row for one in found for row in one.rows), claims)
+    return found, {row.finding.claim.id: scorecard.ours(row.finding) for row in together}
 
 
 def escape(text: str) -> str:
@@ -95,8 +94,10 @@ class Table(OfPapers):
                 f"  - {escape(scorecard.ours(row.finding)) or 'not measured'}",
                 *self.note(row.finding.data),
             ]
-            if claim.id in (record := recorded(Path(self.env.srcdir, "results"))):
-                lines += ["", f"    At the paper's size: {escape(record[claim.id])}"]
+            for said, profile in (("Recorded", "cpu"), ("At the paper's size", "paper")):
+                other = recorded(Path(self.env.srcdir, "results"), profile)[1].get(claim.id, "")
+                if other and (profile == "paper" or other != scorecard.ours(row.finding)):
+                    lines += self.note(f"{said}: {other}")
             if row.finding.verdict != "reproduced":
                 lines += self.note(row.finding.reason)
             lines += [f"  - {{bdg-{BADGES[row.finding.verdict]}}}`{row.finding.verdict}`"]
@@ -153,6 +154,38 @@ class Rule(OfPapers):
         return self.parse([line for name, rule in VERDICTS.items() for line in (name, f": if {rule}.", "")])
 
 
+class Runs(OfPapers):
+    """The recorded runs: which chapter, at which profile, when, where, and with what outcome."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard", ":widths: 30 14 28 28", ""]
+        lines += self.line("Chapter", "Profile", "Recorded", "Outcome")
+        for profile in PROFILES:
+            for one in recorded(Path(self.env.srcdir, "results"), profile)[0]:
+                run = one.run
+                titles = [row.sections[0].title for row in one.rows] or [one.chapter]
+                where = f"{run['date'][:10]}, commit {run['commit']}, {run['device']}, {run['seconds']:.0f} s"
+                outcome = headline(row.finding for row in one.rows) if one.rows else "no claims"
+                chapter = f"[{escape(titles[0])}](chapters/{one.chapter}.ipynb)"
+                lines += self.line(chapter, profile, escape(where), escape(outcome))
+        return self.parse([*lines, "```"])
+
+
+class Same(OfPapers):
+    """How many claims have the same digits in this build as in the recorded runs of the ``cpu`` profile."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a paragraph."""
+        record = recorded(Path(self.env.srcdir, "results"), "cpu")[1]
+        here = {
+            row.finding.claim.id: scorecard.ours(row.finding) for row in self.found if row.finding.settings
+        }
+        same = sum(record.get(name) == said for name, said in here.items())
+        text = f"Of the {len(here)} claims that are measured here, {same} have the recorded digits."
+        return self.parse([text])
+
+
 def count(
     name: str, rawtext: str, text: str, lineno: int, inliner: Inliner, *_: object, **__: object
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -177,5 +210,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("scorecard", Table)
     app.add_directive("scorecard-summary", Summary)
     app.add_directive("scorecard-rule", Rule)
+    app.add_directive("scorecard-runs", Runs)
+    app.add_directive("scorecard-same", Same)
     app.add_role("scorecard", count)
     return {"parallel_read_safe": True}

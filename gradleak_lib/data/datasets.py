@@ -7,13 +7,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from gradleak_lib.data.corpora import read_blogs, read_shakespeare
 from gradleak_lib.data.folder import list_folder, read_images
 from gradleak_lib.data.images import ImageDataset, to_float
 from gradleak_lib.data.photos import MAX_SIZE, load_photos, load_places
 from gradleak_lib.data.root import data_root
-from gradleak_lib.data.tabular import TABLES, fetch_adult
-from gradleak_lib.data.torchvision_sets import SETS, fetch_set, read_set
-from gradleak_lib.data.writers import fetch_writers
+from gradleak_lib.data.tabular import TABLES, fetch_adult, load_tabular
+from gradleak_lib.data.torchvision_sets import SETS, check_set, fetch_set, read_set
+from gradleak_lib.data.writers import fetch_writers, mnist_writers
 
 NAMES = ("photos", "places", "digits", *SETS)
 SPLITS = ("train", "test")
@@ -130,6 +131,39 @@ def fetch(name: str, *, root: str | os.PathLike[str] | None = None) -> Path:
     else:
         raise ValueError(f"name={name!r}: it must be one of {', '.join(SETS)}, adult, qmnist")
     return folder
+
+
+def check(name: str, *, root: str | os.PathLike[str] | None = None) -> None:
+    """Look whether a data set is on this machine, whole, without keeping it.
+
+    Parameters
+    ----------
+    name
+        What `fetch` takes, ``"blogs"``, ``"shakespeare"``, or a folder of images as for `load`. What comes with
+        gradleak is always there.
+    root
+        Data root; None: see `data_root`.
+
+    Raises
+    ------
+    MissingData, CorruptData
+        If a file of it is not there, or damaged; of the sets that have splits, the test split is looked at.
+    ValueError
+        If there is no data set of that name, and no folder with images.
+    """
+    folder = data_root(root)
+    if name in SETS:
+        check_set(name, "test", folder)
+    elif name == "adult":
+        load_tabular("adult", root=folder)
+    elif name == "qmnist":
+        mnist_writers(2, root=folder)
+    elif name == "blogs":
+        read_blogs(folder / "blogs")
+    elif name == "shakespeare":
+        read_shakespeare(folder)
+    elif name not in (*NAMES, *TABLES):
+        list_folder(find_folder(name, root))
 
 
 def find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Path:

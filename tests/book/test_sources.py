@@ -113,7 +113,7 @@ def numbers(text: str) -> Iterator[tuple[int, str, str]]:
 def measured(folder: Path) -> dict[str, list[float]]:
     """Recorded values by claim, and the mean of each setting."""
     found: dict[str, list[float]] = {}
-    for path in folder.rglob("scorecard.json"):
+    for path in folder.rglob("[0-9]*.json"):
         for claim, finding in json.loads(path.read_text(encoding="utf-8"))["claims"].items():
             for values in finding["settings"].values():
                 numbers = [*values, sum(values) / len(values)] if values else []
@@ -204,7 +204,7 @@ It is 36.18 %.
 
 def test_a_typed_number_is_found(tmp_path):
     content = {"claims": {"x-01": {"settings": {"": [36.0, 36.36]}}, "x-02": {"settings": {"": [36.45]}}}}
-    (tmp_path / "scorecard.json").write_text(json.dumps(content))
+    (tmp_path / "01-x.json").write_text(json.dumps(content))
     known = measured(tmp_path)
     found = ["line 5: 36.18", "line 11: 36.2 dB", "line 12: 36.18 dB", "line 16: 36.18 %"]
     assert typed(PAGE, known) == [f"{hit} is x-01" for hit in found]
