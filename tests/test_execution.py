@@ -114,7 +114,7 @@ def test_a_folder_of_images_is_relative_to_where_it_was_typed(root, tmp_path, mo
     write_chapter(root, "01-one", parameters="dataset = 'photos'\nn = -1")
     (tmp_path / "holiday").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(chapters.UsageError, match="'dataset': .*there is no image in this folder"):
+    with pytest.raises(chapters.UsageError, match=r"'dataset': .*there is no image in this folder"):
         plan(root, parameters={"dataset": "holiday"})
     (tmp_path / "holiday" / "beach.jpg").touch()
     [run] = plan(root, parameters={"dataset": "holiday", "n": -2})
