@@ -35,11 +35,16 @@ class Peer:
         """Where the environment is."""
         return ROOT / "benchmarks" / self.folder
 
+    @property
+    def version(self) -> str:
+        """The version that is pinned."""
+        return self.pin.partition("==")[2]
+
     def here(self) -> bool:
         """Whether the running interpreter has it."""
-        name, version = self.pin.split("==")
+        name = self.pin.partition("==")[0]
         try:
-            return importlib.metadata.version(name.partition("[")[0]) == version
+            return importlib.metadata.version(name.partition("[")[0]) == self.version
         except importlib.metadata.PackageNotFoundError:
             return False
 
@@ -91,8 +96,9 @@ def make(peer: Peer) -> Path:
     venv.create(peer.path, clear=True, with_pip=True)
     # torch comes first and alone: given a choice, pip would take another build together with the rest.
     for what in ([torch], [*wishes, "-e", str(ROOT), peer.pin]):
-        install = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--progress-bar", "off"]
-        subprocess.run([str(python), *install, *what], check=True)
+        # Python compiles what it imports; pip would compile everything first, which takes as long as installing it.
+        install = ["install", "--quiet", "--progress-bar", "off", "--no-compile"]
+        subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", *install, *what], check=True)
     # Written last: an environment that was interrupted is made again.
     stamp.write_text(wanted)
     return python

@@ -1,6 +1,6 @@
 """Time of a client's update: our engines against plain PyTorch and against Flower's simulation.
 
-    python benchmarks/federated.py [--device cuda] [--without-flower] [--quick]
+    python benchmarks/federated.py [--device cuda] [--without-flower] [--quick] [--json FILE]
 
 Exit code 1 where a bar fails. The README beside this file says what each contestant does.
 """
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--without-flower", action="store_true", help="leave Flower out")
     parser.add_argument("--flower-cores", type=int, default=CORES, help="processes of Flower's clients")
     parser.add_argument("--quick", action="store_true", help="three calls of each, 10 clients")
+    parser.add_argument("--json", type=Path, help="also write the comparisons into this file")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repeats, arguments.clients = 3, [10]
@@ -59,81 +60,32 @@ if __name__ == "__main__":
     ARGUMENTS = _arguments()
     environment.one_thread()
 
+import comparisons
 import plain
 import torch
+from federated_race import (
+    AUTO,
+    BARS,
+    CACHED,
+    CLOSE,
+    COMPILED,
+    PASS,
+    PLAIN,
+    ROUNDS,
+    SEQUENTIAL,
+    TRAINING,
+    VECTORIZED,
+    Race,
+    ratio,
+    rows,
+)
 from torch import Tensor, nn
 
 from gradleak_lib.data.users import ClientData, UserDataset
 from gradleak_lib.federated import choose_engine, local_updates, split_frozen
 from gradleak_lib.federated.frozen import cached
 
-PLAIN, SEQUENTIAL, VECTORIZED, COMPILED, AUTO = (
-    "plain PyTorch",
-    "sequential",
-    "vectorized",
-    "compiled",
-    "auto",
-)
-PASS, TRAINING, CACHED = "caching pass alone", "auto on the cache", "pass, then auto"
-SLOW, ROUNDS = 10, 10  # clients of the MobileNet; rounds that share a caching pass
-# How many times faster at least: the contestant, on which model, against plain PyTorch and against Flower.
-BARS = (
-    ("small", VECTORIZED, 1.5, 4.0),
-    ("small", COMPILED, 2.5, 7.0),
-    ("small", AUTO, 0.95, None),
-    ("lenet", AUTO, 0.95, None),
-    ("mobilenet", AUTO, 0.95, None),
-    ("mobilenet", CACHED, 1.8, None),
-)
-CLOSE = 1e-4  # relative difference of whole updates
-
-
-@dataclass
-class Race:
-    """What one case gave.
-
-    Parameters
-    ----------
-    clients
-        Clients of a call.
-    seconds
-        By contestant, in the order of the calls: CPU seconds, or wall seconds on a GPU.
-    wall
-        Wall seconds of the same calls.
-    all_cores
-        Wall seconds of calls in as many threads as Flower has processes; empty without Flower.
-    differences
-        Relative differences between updates that should agree, by what was compared with the sequential engine; in
-        double precision, but for plain PyTorch and what is cached.
-    flower, flower_cpu
-        Wall and CPU seconds of Flower's rounds but the first; empty without it.
-    """
-
-    clients: int
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    wall: dict[str, list[float]] = field(default_factory=dict)
-    all_cores: dict[str, list[float]] = field(default_factory=dict)
-    differences: dict[str, float] = field(default_factory=dict)
-    flower: list[float] = field(default_factory=list)
-    flower_cpu: list[float] = field(default_factory=list)
-
-    def faster(self, name: str) -> float:
-        """How many times faster than plain PyTorch: the median over neighbouring calls."""
-        return ratio(self.seconds[PLAIN], self.seconds[name])
-
-    def faster_than_flower(self, name: str) -> float:
-        """How many times faster than Flower, by the clock on the wall, on as many cores."""
-        return median(self.flower) / median(self.all_cores[name])
-
-    def amortised(self) -> list[float]:
-        """Seconds of a round on the cache, with its share of one caching pass for `ROUNDS` rounds."""
-        both = zip(self.seconds[PASS], self.seconds[TRAINING], strict=True)
-        return [once / ROUNDS + training for once, training in both]
-
-
-def ratio(first: list[float], second: list[float]) -> float:
-    """Median of the ratios of neighbouring calls: both met the same load of the machine."""
-    return median(a / b for a, b in zip(first, second, strict=True))
+SLOW = 10  # clients of the MobileNet
 
 
 def run(contestants: Mapping[str, Callable[[], Any]], race: Race, repeats: int, device: torch.device) -> None:
@@ -308,9 +260,10 @@ def report(case: plain.Case, race: Race, cores: int, device: torch.device) -> No
     print(f"Largest relative difference of updates: {apart}", flush=True)
 
 
-def report_bars(races: dict[tuple[str, int], Race]) -> bool:
-    """Print each bar and whether it holds."""
+def report_bars(races: dict[tuple[str, int], Race]) -> dict[str, bool]:
+    """Print each bar and whether it holds; return those that compare no times."""
     held: list[tuple[str, bool]] = []
+    checks: dict[str, bool] = {}
     for (model, clients), race in races.items():
         title = f"{MODELS[model]['title']}, {clients} clients"
         for where, name, over_plain, over_flower in BARS:
@@ -323,10 +276,11 @@ def report_bars(races: dict[tuple[str, int], Race]) -> bool:
                 bar = f"{title}: {name} {over_flower:g} x Flower by wall time (here {faster:.2f})"
                 held.append((bar, faster >= over_flower))
         agree = max(race.differences.values()) <= CLOSE
+        checks[f"{title}: all updates agree within {CLOSE:g}"] = agree
         held.append((f"{title}: all updates agree within {CLOSE:g}", agree))
     for bar, holds in held:
         print(f"bar {bar}: {'passed' if holds else 'FAILED'}")
-    return all(holds for _, holds in held)
+    return checks
 
 
 def cases(arguments: argparse.Namespace) -> dict[tuple[str, int], plain.Case]:
@@ -375,7 +329,12 @@ def main(arguments: argparse.Namespace) -> int:
             races[key] = race
         report(case, races[key], arguments.flower_cores, device)
     print()
-    return 0 if report_bars(races) else 1
+    found = [
+        row
+        for (model, _), race in races.items()
+        for row in rows(race, model, MODELS[model]["title"], on_cpu=device.type == "cpu")
+    ]
+    return comparisons.finish(arguments.json, found, report_bars(races))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Inverting gradients against breaching 0.1.2: CPU time of one iteration, exactness, and how good the images are.
 
-    python benchmarks/inversion.py [--quick | --quality | --compiled]
+    python benchmarks/inversion.py [--quick | --quality | --compiled] [--json FILE]
 
 Exit code 1 where a bar fails. The README beside this file says what is compared.
 """
@@ -12,10 +12,13 @@ import contextlib
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, median, quantiles
+from pathlib import Path
+from statistics import fmean, median
+
+import environment
 
 
 def _arguments() -> argparse.Namespace:
@@ -24,169 +27,39 @@ def _arguments() -> argparse.Namespace:
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
-        "--quick", action="store_true", help="3 pairs of runs instead of 9, 2 images instead of 8"
+        "--quick",
+        action="store_true",
+        help="3 pairs of runs instead of 9, 2 images on one network, not 8 on two",
     )
     only.add_argument("--quality", action="store_true", help="only how good the images are")
     only.add_argument("--compiled", action="store_true", help="only the time, ours with torch.compile")
     parser.add_argument("--seed", type=int, default=0, help="seed of networks, photographs and starts")
+    parser.add_argument("--json", type=Path, help="also write the comparisons into this file")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     ARGUMENTS = _arguments()
-    import environment
-
     environment.enter()
 
-import peer_inversion
+import comparisons
 import torch
-from torch import Tensor, nn
+from inversion_cases import CASES, CLASSES, MEAN, RECIPES, SHAPE, STD, Case, Problem, Recipe, channels, pose
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gradleak_lib import metrics
-from gradleak_lib.attacks.inversion import invert
 from gradleak_lib.attacks.matching import Target, one_by_one, together
 from gradleak_lib.attacks.search import Search
 from gradleak_lib.data import load
-from gradleak_lib.federated import Update, fedsgd
-from gradleak_lib.models import build
+from gradleak_lib.federated import fedsgd
 
-SHAPE, CLASSES = (3, 32, 32), 10
-# Of CIFAR-10, as the peer has them.
-MEAN, STD = (0.4915, 0.4823, 0.4468), (0.2470, 0.2435, 0.2616)
 TV = 0.2  # the peer's own; where its speed is measured
 UNTIMED = 2  # iterations at the start of each timed run
 FLOOR = 7  # forward passes' worth of arithmetic that the chain rule needs
-NOWHERE_BELOW = 0.95
 # Relative errors of the derivative, against plain autograd in the same precision.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-10}
 DECIBELS = 0.5
-
-
-def relu_net(seed: int) -> nn.Module:
-    """The sigmoid LeNet's shape, with ReLU and 32 channels."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Conv2d(3, 32, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 5, padding=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(2048, CLASSES),
-        )
-    return model.eval()
-
-
-def _built(name: str, width: int | None, seed: int) -> nn.Module:
-    return build(name, SHAPE, classes=CLASSES, seed=seed, width=width)
-
-
-def _model(name: str, width: int | None = None) -> Callable[[int], nn.Module]:
-    """Network of that name, as a function of its seed."""
-    return partial(_built, name, width)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed.
-
-    Parameters
-    ----------
-    title
-        As it is printed.
-    make
-        The network, from a seed.
-    bar
-        How many times faster ours has to be.
-    iterations
-        Timed iterations of each run, the same in both libraries.
-    restarts
-        Of ours, in one pass; theirs run one after the other, so one of them is timed.
-    samples
-        Images of the batch.
-    compiled_bar
-        The same with ``torch.compile``; None: not looked at.
-    """
-
-    title: str
-    make: Callable[[int], nn.Module]
-    bar: float
-    iterations: int
-    restarts: int = 1
-    samples: int = 1
-    compiled_bar: float | None = None
-
-
-CASES = (
-    Case("LeNet", _model("lenet"), 4.0, 60, restarts=8, compiled_bar=6.0),
-    Case("ReLU net", relu_net, 1.8, 40, restarts=8, compiled_bar=4.0),
-    Case("ConvNet, width 8", _model("convnet", 8), 1.4, 12, restarts=8, compiled_bar=2.5),
-    Case("ConvNet, width 64", _model("convnet", 64), 1.05, 4),
-    Case("ResNet-18", partial(peer_inversion.resnet18, CLASSES), 1.3, 4),
-    Case("LeNet", _model("lenet"), NOWHERE_BELOW, 100),
-    Case("ReLU net", relu_net, NOWHERE_BELOW, 80),
-    Case("ConvNet, width 32", _model("convnet", 32), NOWHERE_BELOW, 8),
-    Case("ResNet-20", _model("resnet20"), NOWHERE_BELOW, 12),
-    Case("ResNet-18", partial(peer_inversion.resnet18, CLASSES), NOWHERE_BELOW, 3, samples=4),
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings under which the images of both libraries are compared."""
-
-    title: str
-    make: Callable[[int], nn.Module]
-    iterations: int
-    tv: float
-    restarts: int = 4
-
-
-RECIPES = (Recipe("ReLU net", relu_net, 400, 1e-3), Recipe("LeNet", _model("lenet"), 1000, 1e-2))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A network and what one client sent of it."""
-
-    model: nn.Module
-    update: Update
-    images: Tensor
-    labels: Tensor
-
-    def ours(self, search: Search, *, compiled: bool = False) -> Tensor:
-        """Our attack: images in [0, 1]."""
-        found = invert(
-            self.update, self.model, SHAPE, self.labels, search, mean=MEAN, std=STD, compiled=compiled
-        )
-        return found.images
-
-    def theirs(self, search: Search) -> peer_inversion.Attacker:
-        """Their attack, under the same settings."""
-        return peer_inversion.Attacker(
-            self.model,
-            self.update,
-            self.labels,
-            SHAPE,
-            mean=MEAN,
-            std=STD,
-            tv=search.tv,
-            iterations=search.iterations,
-            restarts=search.restarts,
-        )
-
-
-def _channels(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(-1, 1, 1)
-
-
-def pose(model: nn.Module, images: Tensor, labels: Tensor) -> Problem:
-    """Let a client compute its gradient."""
-    inputs = (images - _channels(MEAN)) / _channels(STD)
-    return Problem(model, fedsgd(model, inputs, labels), images, labels)
 
 
 @contextlib.contextmanager
@@ -239,16 +112,6 @@ class Timing:
     our_forward: list[float]
     their_forward: list[float]
 
-    @property
-    def ratios(self) -> list[float]:
-        """How many times faster ours was in each pair of neighbouring runs: both met the same load."""
-        return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-
-    @property
-    def ratio(self) -> float:
-        """Median of the ratios."""
-        return median(self.ratios)
-
 
 def race(case: Case, problem: Problem, repeats: int, *, compiled: bool) -> Timing:
     """Run both in turn, changing who goes first, and a forward pass beside them."""
@@ -277,8 +140,13 @@ def race(case: Case, problem: Problem, repeats: int, *, compiled: bool) -> Timin
     return timing
 
 
-def report_speed(seed: int, repeats: int, *, compiled: bool) -> dict[str, bool]:
-    """Time every case and print it; return the bars."""
+def named(case: str, measure: str) -> tuple[str, str, str, str, str]:
+    """What a comparison of times is about."""
+    return "inversion", case, measure, "breaching", environment.BREACHING.version
+
+
+def report_speed(seed: int, repeats: int, *, compiled: bool) -> list[comparisons.Row]:
+    """Time every case and print it; return the comparisons."""
     print(
         f"CPU milliseconds of one iteration and restart, medians of {repeats} runs in turn"
         f"{', ours compiled' if compiled else ''}. Ratio: median over pairs of runs, and the\n"
@@ -289,7 +157,8 @@ def report_speed(seed: int, repeats: int, *, compiled: bool) -> dict[str, bool]:
         f"{'':20}{'n':>3}{'R':>3}{'breaching':>11}{'ours':>8}{'ratio':>8}{'middle half':>14}{'bar':>6}"
         f"{'breaching':>13}{'ours':>8}"
     )
-    bars = {}
+    rows = []
+    measure = f"CPU time, an iteration{', compiled' if compiled else ''}"
     for case in CASES:
         bar = case.compiled_bar if compiled else case.bar
         if bar is None:
@@ -297,7 +166,9 @@ def report_speed(seed: int, repeats: int, *, compiled: bool) -> dict[str, bool]:
         data = load("photos", SHAPE[1], n=case.samples, seed=seed)
         problem = pose(case.make(seed), data.images, data.labels)
         timing = race(case, problem, repeats, compiled=compiled)
-        low, _, high = quantiles(timing.ratios, n=4)
+        title = f"{case.title}, {case.samples} image{'s' * (case.samples > 1)}, R={case.restarts}"
+        row = comparisons.timed(named(title, measure), timing.theirs, timing.ours, bar=bar)
+        rows.append(row)
         floors = (
             f"{median(a / b for a, b in zip(times, forward, strict=True)):.1f} F"
             for times, forward in (
@@ -306,14 +177,12 @@ def report_speed(seed: int, repeats: int, *, compiled: bool) -> dict[str, bool]:
             )
         )
         print(
-            f"{case.title:20}{case.samples:3}{case.restarts:3}{1000 * median(timing.theirs):11.2f}"
-            f"{1000 * median(timing.ours):8.2f}{timing.ratio:8.2f}{f'{low:.2f}-{high:.2f}':>14}{bar:6.2f}"
+            f"{case.title:20}{case.samples:3}{case.restarts:3}{row.theirs:11.2f}"
+            f"{row.ours:8.2f}{row.ratio:8.2f}{f'{row.low:.2f}-{row.high:.2f}':>14}{bar:6.2f}"
             "{:>13}{:>8}".format(*floors),
             flush=True,
         )
-        what = f"{case.title}, n={case.samples}, R={case.restarts}"
-        bars[f"{what}: at least {bar:g} times as fast (here {timing.ratio:.2f})"] = timing.ratio >= bar
-    return bars
+    return rows
 
 
 def compare(case: Case, seed: int, dtype: torch.dtype) -> tuple[float, int]:
@@ -323,7 +192,7 @@ def compare(case: Case, seed: int, dtype: torch.dtype) -> tuple[float, int]:
     """
     data = load("photos", SHAPE[1], n=case.samples, seed=seed)
     model = copy.deepcopy(case.make(seed)).to(dtype)
-    inputs = ((data.images - _channels(MEAN)) / _channels(STD)).to(dtype)
+    inputs = ((data.images - channels(MEAN)) / channels(STD)).to(dtype)
     update = fedsgd(model, inputs, data.labels)
     sent = {name: value[None] for name, value in update.tensors.items()}
     target = Target(sent, data.labels[None], case.restarts, "cosine")
@@ -360,38 +229,58 @@ def report_exactness(seed: int) -> dict[str, bool]:
     return bars | {f"derivative, float64: no sign is wrong (here {flipped})": flipped == 0}
 
 
-def report_quality(seed: int, images: int) -> dict[str, bool]:
-    """Reconstruct photographs one by one with both libraries, and print the PSNR; return the bars."""
-    bars = {}
-    for recipe in RECIPES:
+def report_quality(seed: int, recipes: Sequence[Recipe], images: int) -> list[comparisons.Row]:
+    """Reconstruct photographs one by one with both libraries, and print the PSNR; return the comparisons."""
+    rows = []
+    for recipe in recipes:
         print(
             f"\n{recipe.title}: best of {recipe.restarts} restarts by each library's own objective, "
             f"{recipe.iterations} iterations, total variation {recipe.tv:g}"
         )
         search = Search(tv=recipe.tv, iterations=recipe.iterations, restarts=recipe.restarts, seed=seed)
-        model = recipe.make(seed)
-        data = load("photos", SHAPE[1], n=images, seed=seed)
-        scores: dict[str, list[float]] = {"breaching": [], "ours": []}
-        seconds = dict.fromkeys(scores, 0.0)
-        for number in range(images):
-            problem = pose(model, data.images[number : number + 1], data.labels[number : number + 1])
-            for name in scores:
-                start = time.process_time()
-                if name == "ours":
-                    found = problem.ours(search)
-                else:
-                    found = problem.theirs(search).reconstruct(seed) * _channels(STD) + _channels(MEAN)
-                seconds[name] += time.process_time() - start
-                scores[name].append(float(metrics.psnr(found, problem.images)))
+        scores, seconds = reconstruct(recipe, search, seed, images)
         for name, values in scores.items():
             each = " ".join(f"{value:5.1f}" for value in values)
             print(
-                f"  {name:10} PSNR {fmean(values):6.2f} dB ({each}); {seconds[name] / images:6.2f} CPU seconds each"
+                f"  {name:10} PSNR {fmean(values):6.2f} dB ({each}); {fmean(seconds[name]):6.2f} CPU seconds each"
             )
-        margin = fmean(scores["ours"]) - fmean(scores["breaching"])
-        bars[f"{recipe.title}: PSNR at most {DECIBELS} dB lower (here {margin:+.2f})"] = margin >= -DECIBELS
         sys.stdout.flush()
-    return bars
+        title = f"{recipe.title}, {recipe.iterations} iterations, R={recipe.restarts}"
+        theirs, ours = (fmean(scores[name]) for name in ("breaching", "ours"))
+        attack, case, measure, *peer = named(title, f"mean PSNR, {images} images")
+        values = theirs, ours, ours - theirs
+        rows.append(comparisons.Row(attack, case, measure, "dB", *peer, *values, bar=-DECIBELS))
+        times = seconds["breaching"], seconds["ours"]
+        rows.append(comparisons.timed(named(title, "CPU time, an image"), *times, unit="s"))
+    return rows
+
+
+def reconstruct(
+    recipe: Recipe, search: Search, seed: int, images: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """PSNR and CPU seconds of each photograph, by whose attack it was."""
+    model = recipe.make(seed)
+    data = load("photos", SHAPE[1], n=images, seed=seed)
+    scores: dict[str, list[float]] = {"breaching": [], "ours": []}
+    seconds: dict[str, list[float]] = {"breaching": [], "ours": []}
+    for number in range(images):
+        problem = pose(model, data.images[number : number + 1], data.labels[number : number + 1])
+        for name in scores:
+            start = time.process_time()
+            if name == "ours":
+                found = problem.ours(search)
+            else:
+                found = problem.theirs(search).reconstruct(seed) * channels(STD) + channels(MEAN)
+            seconds[name].append(time.process_time() - start)
+            scores[name].append(float(metrics.psnr(found, problem.images)))
+    return scores, seconds
+
+
+def said(row: comparisons.Row) -> str:
+    """A bar of a comparison, as it is printed."""
+    if row.unit == "dB":
+        return f"{row.case}: PSNR at most {DECIBELS} dB lower (here {row.ratio:+.2f})"
+    return f"{row.case}: at least {row.bar:g} times as fast (here {row.ratio:.2f})"
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -402,18 +291,20 @@ def main(arguments: argparse.Namespace) -> int:
         f"torch {torch.__version__}, {torch.get_num_threads()} thread.\n",
         flush=True,
     )
-    bars: dict[str, bool] = {}
+    rows: list[comparisons.Row] = []
+    checks: dict[str, bool] = {}
     if arguments.compiled:
-        bars |= report_speed(arguments.seed, 3, compiled=True)
+        rows += report_speed(arguments.seed, 3, compiled=True)
     elif not arguments.quality:
-        bars |= report_speed(arguments.seed, 3 if arguments.quick else 9, compiled=False)
-        bars |= report_exactness(arguments.seed)
+        rows += report_speed(arguments.seed, 3 if arguments.quick else 9, compiled=False)
+        checks = report_exactness(arguments.seed)
     if not arguments.compiled:
-        bars |= report_quality(arguments.seed, 2 if arguments.quick else 8)
+        much = (RECIPES[:1], 2) if arguments.quick else (RECIPES, 8)
+        rows += report_quality(arguments.seed, *much)
     print("\nBars:")
-    for bar, holds in bars.items():
+    for bar, holds in ({said(row): row.holds for row in rows if row.bar is not None} | checks).items():
         print(f"  {'holds' if holds else 'FAILS'}  {bar}")
-    return 0 if all(bars.values()) else 1
+    return comparisons.finish(arguments.json, rows, checks)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Labels read from gradients: every strategy of breaching 0.1.2 and ours, on the same gradients, in one thread.
 
-    python benchmarks/labels.py [--quick]
+    python benchmarks/labels.py [--quick] [--json FILE]
 
 Exit code 1 where a bar fails. The README beside this file says what each contestant does.
 """
@@ -12,12 +12,14 @@ import contextlib
 import io
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product, zip_longest
+from pathlib import Path
 from statistics import fmean, median
+
+import environment
 
 
 def _arguments() -> argparse.Namespace:
@@ -27,6 +29,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many networks, each with images of its own")
     parser.add_argument("--batches", type=int, default=4, help="batches of each kind for each network")
     parser.add_argument("--quick", action="store_true", help="two seeds, two batches")
+    parser.add_argument("--json", type=Path, help="also write the comparisons into this file")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds = arguments.batches = 2
@@ -37,12 +40,25 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGUMENTS = _arguments()
-    import environment
-
     environment.enter()
 
+import comparisons
 import peer_labels
 import torch
+from labels_record import (
+    COUNTING,
+    FROM,
+    LLG,
+    SOLVING,
+    THEIR_DEFAULT,
+    THEIR_LLG,
+    Kind,
+    Outcome,
+    Record,
+    always_enough,
+    never_below,
+    rows,
+)
 from torch import Tensor, nn
 
 from gradleak_lib import metrics
@@ -58,31 +74,6 @@ MODELS: dict[str, int | None] = {"lenet": None, "convnet": 16, "mlp": None}
 PRIVATE, AUXILIARY = 100, 10
 DUMMIES = 64
 CHANCE = "chance"
-LLG, THEIR_LLG, THEIR_DEFAULT = "llg", "wainakh-simple", "bias-corrected"
-COUNTING, SOLVING = "bias counts, dummies", "ilrg"
-ENOUGH, FROM = 0.95, 8
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What batches have in common."""
-
-    classes: int
-    samples: int
-    balanced: bool
-
-    def __str__(self) -> str:
-        return f"{self.classes} classes, B={self.samples}, {'' if self.balanced else 'un'}balanced"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One call: share of the labels found, CPU seconds, how many labels it gave, and what it raised, if it did."""
-
-    rate: float
-    seconds: float
-    labels: int
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,52 +100,6 @@ class Server:
             SOLVING: partial(attacks.ilrg, update, model),
         }
         return {"idlg": partial(attacks.idlg, update, model), **found} if update.samples == 1 else found
-
-
-Outcomes = dict[str, list[Outcome]]
-
-
-@dataclass
-class Record:
-    """All that was measured.
-
-    Parameters
-    ----------
-    outcomes
-        By kind of batch and contestant.
-    by_network
-        By number of classes, network and contestant, of batches of the sizes that the second bar is about.
-    probes
-        CPU seconds by number of classes, probe and network.
-    """
-
-    outcomes: dict[Kind, Outcomes] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    by_network: dict[tuple[int, str], Outcomes] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
-    )
-    probes: dict[tuple[int, str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def rate(self, kind: Kind, name: str) -> float:
-        """Mean success rate over networks and batches; a call that failed found nothing."""
-        return fmean(outcome.rate for outcome in self.outcomes[kind][name])
-
-    def excess(self, kind: Kind, name: str) -> int:
-        """Number of calls that gave more labels than there are samples."""
-        return sum(outcome.labels > kind.samples for outcome in self.outcomes[kind].get(name, []))
-
-    def milliseconds(self, classes: int, samples: int, name: str) -> str:
-        """Median over the calls that did not fail, as it is printed."""
-        seconds = [
-            outcome.seconds
-            for balanced in (True, False)
-            for outcome in self.outcomes[Kind(classes, samples, balanced)].get(name, [])
-            if not outcome.error
-        ]
-        return f"{1000 * median(seconds):.3f}" if seconds else "-"
-
-    def names(self) -> list[str]:
-        """Chance and the contestants, in the order in which they are printed; the first kind has them all."""
-        return list(next(iter(self.outcomes.values())))
 
 
 def load_images(classes: int, each: int, seed: int) -> ImageDataset:
@@ -312,31 +257,15 @@ def print_times(record: Record) -> None:
         print(f"  {classes:3} classes, {what:22}{name:9}{1000 * median(seconds):8.1f}")
 
 
-def never_below(record: Record, other: str) -> tuple[str, bool]:
-    """Compare our LLG from gradients alone with one of theirs, in every kind of batch."""
-    margins = {kind: record.rate(kind, LLG) - record.rate(kind, other) for kind in record.outcomes}
-    closest = min(margins, key=lambda kind: margins[kind])
-    text = f"our {LLG} never below breaching's {other} (closest: {margins[closest]:+.3f}, {closest})"
-    return text, margins[closest] >= 0
-
-
-def always_enough(record: Record, name: str) -> tuple[str, bool]:
-    """Look for the kind of batch in which one of our methods finds least."""
-    found = {kind: record.rate(kind, name) for kind in record.outcomes if kind.samples >= FROM}
-    worst = min(found, key=lambda kind: found[kind])
-    text = f"our {name} at least {ENOUGH} from B={FROM} up (least: {found[worst]:.3f}, {worst})"
-    return text, found[worst] >= ENOUGH
-
-
-def report_bars(record: Record) -> bool:
-    """Print each bar and whether it holds, and the same for what is no bar."""
+def report_bars(record: Record) -> dict[str, bool]:
+    """Print each bar and whether it holds, and the same for what is no bar; return the bars."""
     bars = [never_below(record, THEIR_LLG), always_enough(record, COUNTING)]
     others = [never_below(record, THEIR_DEFAULT), always_enough(record, SOLVING)]
     for heading, lines, otherwise in (("Bars", bars, "FAILS"), ("Looked at, but no bars", others, "no")):
         print(f"\n{heading}:")
         for text, holds in lines:
             print(f"  {'holds' if holds else otherwise:5}  {text}")
-    return all(holds for _, holds in bars)
+    return dict(bars)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -355,7 +284,7 @@ def main(arguments: argparse.Namespace) -> int:
         print_rates(record, classes)
     print_networks(record)
     print_times(record)
-    return 0 if report_bars(record) else 1
+    return comparisons.finish(arguments.json, list(rows(record)), report_bars(record))
 
 
 if __name__ == "__main__":

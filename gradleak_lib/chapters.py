@@ -179,6 +179,12 @@ def checked_parameters(
         if default is not None and value is not None and type(value) is not _yaml_type(default):
             allowed = _yaml_type(default).__name__
             raise UsageError(f"{chapter}: parameter {name!r} is {value!r}; it must be of type {allowed}")
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise UsageError(
+                f"{chapter}: parameter {name!r} is {value!r}, which is no value for it"
+            ) from None
         if (
             any(not 0 <= number < math.inf for number in _numbers(value))
             and min(_numbers(default), default=0) >= 0
@@ -385,6 +391,7 @@ def depends_on(root: Path, data: Path | None = None) -> dict[str, str]:
 def run_record(notebook: Path) -> dict[str, Any]:
     """Return the provenance that an executed notebook carries; empty where it has none or is not there."""
     try:
-        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("gradleak", {})
-    except (OSError, ValueError, KeyError, AttributeError):
+        record = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["gradleak"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
+    return record if isinstance(record, dict) else {}

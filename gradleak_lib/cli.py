@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -187,30 +188,33 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points, and do nothing.")] = False,
 ) -> None:
     """Execute a chapter at every point of a grid. What is finished is left alone."""
-    from gradleak_lib import sweep as sweeps
-
     folder = Path("sweeps", grid.stem) if folder is None else folder
     jobs = execution.cores() if jobs is None else jobs
+    for ending in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave workers computing for nobody
+        if hasattr(signal, ending):
+            signal.signal(getattr(signal, ending), signal.default_int_handler)
     try:
+        from gradleak_lib import sweep as sweeps
+
         points = sweeps.plan_sweep(chapter, sweeps.read_grid(grid), out=folder, profile=profile, data=data)
-        due = [point for point in points if not point.run.up_to_date]
+        finished = [point.run.up_to_date for point in points]
         if dry_run:
-            for point in points:
-                out.print(f"{'to do   ' if point in due else 'finished'} {point}", markup=False)
+            for point, done in zip(points, finished, strict=True):
+                out.print(f"{'finished' if done else 'to do   '} {point}", markup=False)
             return
-        out.print(f"{len(points)} points, {len(points) - len(due)} of them finished")
+        out.print(f"{len(points)} points, {sum(finished)} of them finished")
         if address is None:
             _warn_of_profile(profile)
-        show, on_end = _points_bar(len(due))
+        show, on_end = _points_bar(len(points) - sum(finished))
         with show:
             outcomes = sweeps.sweep(points, jobs=jobs, address=address, data=data, on_end=on_end)
-    except book.UsageError as error:
+        table = sweeps.write_tables(points, outcomes, folder)
+    except (book.UsageError, OSError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
         raise _fail(
             "interrupted; what is finished stays, and the same command goes on from there", 130
         ) from None
-    table = sweeps.write_tables(points, outcomes, folder)
     failed = sum(bool(outcome.error) for outcome in outcomes)
     out.print(f"{len(points) - failed} of {len(points)} points have results: {table}", markup=False)
     if failed:
@@ -289,6 +293,8 @@ def record(
         root, claims = book.project_root(), load_claims()
         found = [records.from_notebook(path, claims) for path in _executed(notebooks or [], root)]
         if not check:
+            for one in found:
+                records.check(one, root)
             for one in found:
                 out.print(f"{one.chapter}: {records.write(one, root)}", markup=False)
             return

@@ -53,6 +53,11 @@ class Kernels:
         with self._lock:
             self._clients.add(client)
 
+    def check(self) -> None:
+        """Raise RuntimeError once they are stopped: a kernel that was coming up then has no process to kill."""
+        if self.stopped:
+            raise RuntimeError("stopped")
+
     def discard(self, client: PapermillNotebookClient) -> None:
         with self._lock:
             self._clients.discard(client)
@@ -98,10 +103,12 @@ class _ChapterEngine(Engine):
             timeout=None,
             resources={"metadata": {"path": folder}},
             extra_arguments=["--log-level=50"],  # neither advice nor its own end among the progress
+            on_cell_start=lambda cell, cell_index: kernels.check(),
             on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total),
         )
         kernels.add(client)
         try:
+            kernels.check()
             client.execute(env=environment)
         finally:
             kernels.discard(client)
@@ -223,6 +230,8 @@ def execute(
     environment = {**os.environ, **run.environment}
     environment.pop("MPLBACKEND", None)  # a backend set from outside would show no figure in the notebook
     environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0"}
+    if "GRADLEAK_DATA" in environment:  # the kernel runs in another folder
+        environment["GRADLEAK_DATA"] = str(Path(environment["GRADLEAK_DATA"]).expanduser().resolve())
     environment["GRADLEAK_STARTED"] = started.isoformat(timespec="seconds")
     keep: list[Any] = []
     error = ""

@@ -15,6 +15,8 @@ from gradleak_lib.claims import Claim, as_json, from_json
 from gradleak_lib.results import read_glued, write_whole
 from gradleak_lib.scorecard import Row, Section
 
+FACTS = {"date", "seconds", "commit", "device", "versions", "parameters", "command", "key"}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -52,27 +54,35 @@ def from_notebook(notebook: Path, claims: Mapping[str, Claim]) -> Record:
         If the file is no chapter that `gradleak run` executed to its end.
     """
     run = run_record(notebook)
-    if not run or "error" in run:
+    if not set(run) >= FACTS or not isinstance(run["parameters"], dict):
         raise UsageError(f"{notebook} is no chapter that `gradleak run` executed to its end")
     facts = {name: value for name, value in run.items() if name != "key"}
     rows = scorecard.read_chapter(notebook, claims)
     return Record(notebook.stem, facts, read_glued(notebook), tuple(rows))
 
 
-def write(record: Record, root: Path) -> Path:
-    """Write a record to ``results/<profile>/<chapter>.json`` of a clone, and return that path.
+def check(record: Record, root: Path) -> None:
+    """Look whether a record can stand for a chapter at its profile.
 
     Raises
     ------
     UsageError
-        If the chapter did not run with the parameters of its profile.
+        If there is no such chapter in the clone, or it did not run with the parameters of its profile.
     """
+    if not (root / "notebooks" / f"{record.chapter}.md").is_file():
+        raise UsageError(
+            f"{record.chapter}.ipynb is called like no chapter; give it the name of the one that it is"
+        )
     others = _other_parameters(record, root)
     if others:
         raise UsageError(
             f"{record.chapter} ran with another {', '.join(others)} than its profile {record.profile!r} has, for "
             f"which a record stands: `gradleak run {record.chapter} --profile {record.profile}`"
         )
+
+
+def write(record: Record, root: Path) -> Path:
+    """Write a record to ``results/<profile>/<chapter>.json`` of a clone, and return that path."""
     found: dict[str, Any] = {}
     for row in record.rows:
         [section] = row.sections
@@ -98,13 +108,16 @@ def _other_parameters(record: Record, root: Path) -> list[str]:
 
 def read(path: Path, claims: Mapping[str, Claim]) -> Record:
     """Return what `write` wrote; what was measured is judged by the claims as they are now."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found = content["claims"]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, run, numbers = content["claims"], content["run"], content["numbers"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no record that `gradleak record` wrote: {error!r}") from None
     rows = tuple(
         Row(finding, (Section(path.stem, found[name]["title"], found[name]["heading"]),))
         for name, finding in zip(found, from_json(found, claims), strict=True)
     )
-    return Record(path.stem, content["run"], content["numbers"], rows)
+    return Record(path.stem, run, numbers, rows)
 
 
 def read_all(folder: Path, claims: Mapping[str, Claim]) -> list[Record]:
@@ -123,9 +136,12 @@ def differences(record: Record, other: Record) -> list[str]:
 
 
 def _measured(record: Record) -> dict[str, Any]:
+    # Of a folder the last part: it may lie anywhere.
     numbers: dict[str, Any] = {
-        name: value for name, value in record.numbers.items() if not name.startswith("run_")
+        f"parameter {name}": value.rpartition("/")[2] if isinstance(value, str) else value
+        for name, value in record.run["parameters"].items()
     }
+    numbers |= {name: value for name, value in record.numbers.items() if not name.startswith("run_")}
     for row in record.rows:
         for name, values in row.finding.settings.items():
             numbers[", ".join(filter(None, (row.finding.claim.id, name)))] = list(values)

@@ -6,8 +6,12 @@ never runs again.
 """
 
 import contextlib
+import logging
+import pickle
 import platform
+import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 IN_FLIGHT = 256  # points that the scheduler knows at a time, each with the text of the notebook
-_kernels: dict[str, Kernels] = {}  # of this process, by key of the point that runs
+# Of this process: the kernel of each point that runs, by its sweep and its key, and the sweeps that were interrupted.
+_kernels: dict[tuple[str, str], Kernels] = {}
+_stopped: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,8 @@ def sweep(
     Raises
     ------
     UsageError
-        If dask.distributed is not installed, ``jobs`` is less than 1, or nobody answers at the address.
+        If dask.distributed is not installed, ``jobs`` is less than 1, the notebooks cannot be written where they
+        belong, or nobody answers at the address.
     KeyboardInterrupt
         After the kernels of the sweep have been stopped.
     """
@@ -164,9 +171,22 @@ def sweep(
             on_end(point, outcome)
 
     if due:
+        data = None if data is None else data.resolve()  # workers run in other folders
         with _connect(address, jobs) as client:
+            for folder in {path.parent for point in due for path in (point.run.target, point.run.failed)}:
+                _check_writable(folder)
+            if not client.scheduler_info()["workers"]:
+                print(f"no worker at {address} yet; the sweep begins with the first", file=sys.stderr)
             _execute_all(client, due, data=data, on_end=ended)
     return [outcomes[point.run.key] for point in points]
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -188,10 +208,17 @@ def _connect(address: str | None, jobs: int) -> Iterator["Client"]:
         with client:
             yield client
         return
-    # Threads suffice: each waits for a kernel, which is a process of its own.
+    # Threads suffice: each waits for a kernel, which is a process of its own. Nobody outside needs to look in.
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=jobs, processes=False, memory_limit=0, dashboard_address=None
+            n_workers=1,
+            threads_per_worker=jobs,
+            processes=False,
+            memory_limit=0,
+            silence_logs=logging.ERROR,
+            dashboard_address=None,
+            worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -206,39 +233,54 @@ def _execute_all(
 
     here = chapters.depends_on(ROOT, data)
     source = points[0].run.source.read_text(encoding="utf-8")
-    by_key = {point.run.key: point for point in points}
-    place = {key: number for number, key in enumerate(by_key)}  # what comes first in the grid runs first
+    # Each sweep names its own tasks: another one of the same points, on the same cluster, may be interrupted.
+    name = uuid.uuid4().hex
+    by_task = {f"gradleak-{name}-{point.run.key}": point for point in points}
     pending: dict[str, Any] = {}
-    waiting = iter(points)
+    waiting = iter(by_task.items())
 
-    def submit(point: Point) -> Any:
-        run, rank = point.run, len(points) - place[point.run.key]
-        task = client.submit(execute_point, run, source, here, data, key=run.key, pure=False, priority=rank)
-        pending[run.key] = task
-        return task
+    def task(packed: bytes) -> "tuple[Outcome, str]":  # an annotation that is no text would travel, too
+        # Travels as it stands: on a worker without gradleak the pack fails to open here, as the error of this point.
+        import pickle
 
+        from gradleak_lib.sweep import execute_point
+
+        return execute_point(*pickle.loads(packed))
+
+    def submit(key: str, point: Point) -> Any:
+        packed = pickle.dumps((point.run, source, here, data, name))
+        # What comes first in the grid runs first.
+        pending[key] = client.submit(task, packed, key=key, pure=False, priority=-len(pending) - len(done))
+        return pending[key]
+
+    done: list[str] = []
     try:
-        futures = as_completed([submit(point) for point in islice(waiting, IN_FLIGHT)], loop=client.loop)
+        futures = as_completed([submit(*one) for one in islice(waiting, IN_FLIGHT)], loop=client.loop)
         for future in futures:
-            point = by_key[future.key]
-            failure = future.exception()
-            if failure is None:
-                outcome = write(point.run, *future.result())
-            else:
+            point = by_task[future.key]
+            if future.cancelled():
+                outcome = Outcome(point.run.name, 0.0, "CancelledError: the scheduler has gone")
+            elif failure := future.exception():
                 said = " ".join(str(failure).split())
                 outcome = Outcome(point.run.name, 0.0, f"{type(failure).__name__}: {said}")
+            else:
+                outcome = write(point.run, *future.result())
+            done.append(future.key)
             del pending[future.key]
-            for following in islice(waiting, 1):
-                futures.add(submit(following))
+            for one in islice(waiting, 1):
+                futures.add(submit(*one))
             on_end(point, outcome)
     except BaseException:
-        client.cancel(list(pending.values()), force=True)
-        client.run(stop_points, list(pending))
+        with contextlib.suppress(
+            Exception
+        ):  # the scheduler may have gone; what went wrong first is to be said
+            client.cancel(list(pending.values()), force=True)
+            client.run(stop_points, name)
         raise
 
 
 def execute_point(
-    run: Run, source: str, expected: Mapping[str, str], data: Path | None
+    run: Run, source: str, expected: Mapping[str, str], data: Path | None, sweep: str
 ) -> tuple[Outcome, str]:
     """Execute one point in this process, a worker's: what became of it, and the executed notebook as JSON.
 
@@ -250,12 +292,14 @@ def execute_point(
         What `gradleak_lib.chapters.depends_on` says where the sweep was started.
     data : Path, optional
         As for `plan_sweep`.
+    sweep : str
+        Name of the sweep, for `stop_points`.
 
     Raises
     ------
     RuntimeError
         If this machine has another Python, another version of the library or other data: its numbers would be kept
-        under a wrong name.
+        under a wrong name. If the sweep has been stopped.
     """
     here = chapters.depends_on(ROOT, data)
     others = [name for name, version in expected.items() if here[name] != version]
@@ -264,19 +308,22 @@ def execute_point(
             f"{platform.node()} has other {' and '.join(others)} than the machine that started the sweep: "
             "check out the same commit there, with the same data sets"
         )
-    kernels = _kernels[run.key] = Kernels()
+    kernels = _kernels[sweep, run.key] = Kernels()
     try:
+        if sweep in _stopped:
+            raise RuntimeError("the sweep has been stopped")
         with tempfile.TemporaryDirectory(prefix="gradleak-") as folder:
             return execute(run, source, folder=Path(folder), threads=1, kernels=kernels)
     finally:
-        del _kernels[run.key]
+        del _kernels[sweep, run.key]
 
 
-def stop_points(keys: Sequence[str]) -> None:
-    """Stop those of the points that run in this process."""
-    for key in keys:
-        if key in _kernels:
-            _kernels[key].stop()
+def stop_points(sweep: str) -> None:
+    """Stop the points of a sweep that run in this process, and those that would still begin."""
+    _stopped.add(sweep)
+    for (name, _), kernels in list(_kernels.items()):
+        if name == sweep:
+            kernels.stop()
 
 
 def tables(points: Sequence[Point], outcomes: Sequence[Outcome]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -286,7 +333,8 @@ def tables(points: Sequence[Point], outcomes: Sequence[Outcome]) -> tuple[pd.Dat
     -------
     tuple of DataFrame
         A row for each point, with the parameters that the grid varies. The first one goes on with ``error`` (empty
-        where there is none) and all numbers that the notebook glued: the same in every sweep on machines of one kind.
+        where there is none) and all numbers that the notebook glued under other names: the same in every sweep on
+        machines of one kind.
         The second goes on with the notebook, date, seconds, commit and device, and the numbers whose names begin with
         ``run_``, which tell of the machine.
     """

@@ -39,6 +39,8 @@ def book(tmp_path, monkeypatch):
             "seconds": 6.0,
             "commit": "abc",
             "device": "CPU",
+            "versions": {},
+            "command": "gradleak run 01-x",
             "parameters": {"profile": "cpu", "n": 3, "dataset": "photos", **parameters},
             "key": "k",
         }
@@ -91,6 +93,10 @@ def test_a_changed_digit_is_found_and_a_changed_time_is_not(book):
     ):
         assert line in result.output
     assert json.loads((root / "results" / "cpu" / "01-x.json").read_text())["numbers"]["best"] == 0.1
+    execute({"x-01": {"a": [1.0, 2.0]}}, {"best": 0.1}, n=4, dataset="/elsewhere/photos")
+    assert call("--check").output.splitlines()[0] == "01-x: parameter n is 3 and 4"
+    (root / "results" / "cpu" / "01-x.json").write_text("{")
+    assert "is no record that `gradleak record` wrote" in call("--check").stderr
 
 
 def test_a_record_stands_for_its_profile(book):
@@ -115,6 +121,11 @@ def test_only_what_ran_to_its_end_is_recorded(book):
     path.write_text("{}")
     assert call().exit_code == 2
     assert "is no chapter" in call(root / "nowhere.ipynb").stderr
+    for metadata in ('"gradleak": [1]', '"gradleak": {"key": "k"}'):
+        path.write_text(f'{{"cells": [], "metadata": {{{metadata}}}}}')
+        assert "is no chapter" in call().stderr
+    path.write_text(text)
+    assert "is called like no chapter" in call(path.rename(path.with_name("a-hash.ipynb"))).stderr
     assert not (root / "results").exists()
 
 

@@ -66,6 +66,10 @@ class OfPapers(SphinxDirective):
         self.state.nested_parse(StringList(text, self.env.docname), self.content_offset, container)
         return container.children
 
+    def line(self, *cells: object) -> list[str]:
+        """One row of a list table."""
+        return [f"{'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(cells)]
+
 
 class Table(OfPapers):
     """The claims of one paper: its number, ours, the verdict, and the section that computes it."""
@@ -140,10 +144,6 @@ class Summary(OfPapers):
     def chapter(self, section: scorecard.Section) -> str:
         """A link to the chapter of a section."""
         return f"[{escape(section.title)}](chapters/{section.chapter}.ipynb)"
-
-    def line(self, *cells: object) -> list[str]:
-        """One row of a list table."""
-        return [f"{'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(cells)]
 
 
 class Rule(OfPapers):

@@ -110,9 +110,10 @@ def site(tmp_path_factory) -> Path:
     """The website, built as `make book` builds it but from the chapters' smoke profile."""
     clone = tmp_path_factory.mktemp("book") / "a clone"
     clone.mkdir()
-    for name in ("book", "gradleak_lib", "notebooks", "results"):
+    for name in ("benchmarks", "book", "gradleak_lib", "notebooks", "results"):
         if (ROOT / name).exists():
-            unwanted = shutil.ignore_patterns("chapters", "__pycache__") if name == "book" else None
+            made = shutil.ignore_patterns("chapters", "__pycache__", ".venv*")
+            unwanted = made if name in ("benchmarks", "book") else None
             shutil.copytree(ROOT / name, clone / name, ignore=unwanted)
     for name in ("_config.yml", "_toc.yml", "constraints.txt", "CHANGELOG.md"):
         shutil.copy(ROOT / name, clone)
