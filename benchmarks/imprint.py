@@ -59,6 +59,8 @@ IMAGES = 64
 MEAN, DEVIATION, MODE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32
 # On larger images most of the matching is one pass of each through the network of LPIPS, which both need.
 FASTER, LARGEST = 10.0, 64
+# The gradient is the same work on both sides, and two equal times differ by a few per cent.
+GRADIENT, EQUAL = "the client's gradient", 0.95
 MATCHING = "matching"
 # Calls of what takes milliseconds, and of matching, whose ratio is far from any bar.
 OFTEN, SELDOM = 25, 3
@@ -153,7 +155,7 @@ def run(case: Case, repeats: int, seed: int) -> tuple[list[comparisons.Row], dic
     timings["building the module"], ours, theirs = race(
         lambda: build_ours(case), lambda: build_theirs(case), OFTEN
     )
-    timings["the client's gradient"], update, shared = race(
+    timings[GRADIENT], update, shared = race(
         lambda: fedsgd(ours, case.inputs, case.labels),
         peer.client(theirs, case.inputs, case.labels),
         repeats,
@@ -190,6 +192,13 @@ def run(case: Case, repeats: int, seed: int) -> tuple[list[comparisons.Row], dic
     return rows(case, timings, *exact), checks
 
 
+def bar(part: str, size: int) -> float:
+    """How many times faster than breaching a part has to be, on images of this size."""
+    if part == MATCHING and size <= LARGEST:
+        return FASTER
+    return EQUAL if part == GRADIENT else 1.0
+
+
 def rows(case: Case, timings: dict[str, Timing], theirs: int, ours: int) -> list[comparisons.Row]:
     """The parts, and how many images each attack recovered exactly, as comparisons."""
     which = f"{IMAGES} images of {case.shape[-1]} pixels, {case.bins} bins"
@@ -199,7 +208,7 @@ def rows(case: Case, timings: dict[str, Timing], theirs: int, ours: int) -> list
             ("imprint", which, f"CPU time, {part}", *peer_named),
             timing.theirs,
             timing.ours,
-            bar=FASTER if part == MATCHING and case.shape[-1] <= LARGEST else 1.0,
+            bar=bar(part, case.shape[-1]),
         )
         for part, timing in timings.items()
     ]
@@ -224,7 +233,7 @@ def print_table(timings: dict[str, Timing]) -> None:
             f"{ours / totals[0]:15.1%}{theirs / totals[1]:11.1%}"
         )
     print(f"{'total':24}{totals[0]:10.4f}{totals[1]:14.4f}{totals[0] / totals[1]:8.3f}\n")
-    gradient, matching = timings["the client's gradient"], timings[MATCHING]
+    gradient, matching = timings[GRADIENT], timings[MATCHING]
     ours = median(gradient.ours) / (totals[0] - median(matching.ours))
     theirs = median(gradient.theirs) / (totals[1] - median(matching.theirs))
     print(f"Without the matching, the client's gradient is {ours:.1%} of ours, {theirs:.1%} of theirs.")
@@ -280,13 +289,13 @@ def same_image(first: Tensor, second: Tensor) -> Tensor:
 
 def report_bars(timings: dict[str, Timing], size: int, checks: dict[str, bool]) -> None:
     """Print each bar and whether it holds."""
-    bars = {f"{part}: not slower": timing.ratio <= 1 for part, timing in timings.items()}
-    if size <= LARGEST:
-        faster = 1 / timings[MATCHING].ratio
-        bars[f"matching: at least {FASTER:g} times faster (here {faster:.0f})"] = faster >= FASTER
+    bars = {}
+    for part, timing in timings.items():
+        wanted, faster = bar(part, size), 1 / timing.ratio
+        bars[f"{part}: at least {wanted:g} times as fast (here {faster:.2f})"] = faster >= wanted
     print("\nBars:")
-    for bar, holds in (bars | checks).items():
-        print(f"  {'holds' if holds else 'FAILS'}  {bar}")
+    for text, holds in (bars | checks).items():
+        print(f"  {'holds' if holds else 'FAILS'}  {text}")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -190,19 +190,32 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     update.check(model)
     layer = update.layer(f"{name}.measure" if name else "measure")
     rows = ascending(imprint).to(layer["bias"].device)
-    weight, bias = torch.zeros_like(layer["weight"]), torch.zeros_like(layer["bias"])
-    weight[rows], bias[rows] = layer["weight"][rows], layer["bias"][rows]
+    weight, bias = layer["weight"], layer["bias"]
+    in_order = len(rows) == len(bias) and bool((rows[1:] > rows[:-1]).all())
+    if not in_order:
+        weight, bias = weight[rows], bias[rows]
     if imprint.variant == "cumulative":
         threshold = rounding_error(bias)
         # The last row stands alone: nothing lies above it that would have to be taken away.
-        weight[rows[:-1]] -= layer["weight"][rows[1:]]
-        bias[rows[:-1]] -= layer["bias"][rows[1:]]
+        weight, bias = _less_the_next(weight), _less_the_next(bias)
         bias = torch.where(bias.abs() > threshold, bias, torch.zeros_like(bias))
-    inputs, bins = linear_input(weight, bias)
+    inputs, hit = linear_input(weight, bias)
+    bins = rows[hit]
+    if not in_order:
+        bins, order = bins.sort()
+        inputs, hit = inputs[order], hit[order]
     if len(inputs) > update.samples:
-        keep = weight[bins].mean(1).abs().topk(update.samples).indices.sort().values
+        keep = weight[hit].mean(1).abs().topk(update.samples).indices.sort().values
         inputs, bins = inputs[keep], bins[keep]
     return Recovered(inputs.reshape(-1, *imprint.shape), bins)
+
+
+def _less_the_next(rows: Tensor) -> Tensor:
+    """Each row minus the one after it; the last as it is."""
+    found = torch.empty_like(rows)
+    torch.sub(rows[:-1], rows[1:], out=found[:-1])
+    found[-1] = rows[-1]
+    return found
 
 
 @torch.no_grad()
