@@ -30,7 +30,7 @@ def provenance(*, device: str | torch.device, seed: int) -> dict[str, str]:
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
+        else f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     )
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
