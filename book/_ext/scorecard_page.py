@@ -159,8 +159,8 @@ class Runs(OfPapers):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard", ":widths: 30 14 28 28", ""]
-        lines += self.line("Chapter", "Profile", "Recorded", "Outcome")
+        lines = ["```{list-table}", ":header-rows: 1", ":class: comparisons-runs", ":widths: 30 35 35", ""]
+        lines += self.line("Chapter, profile", "Recorded", "Outcome")
         for profile in PROFILES:
             for one in recorded(Path(self.env.srcdir, "results"), profile)[0]:
                 run = one.run
@@ -168,7 +168,7 @@ class Runs(OfPapers):
                 where = f"{run['date'][:10]}, commit {run['commit']}, {run['device']}, {run['seconds']:.0f} s"
                 outcome = headline(row.finding for row in one.rows) if one.rows else "no claims"
                 chapter = f"[{escape(titles[0])}](chapters/{one.chapter}.ipynb)"
-                lines += self.line(chapter, profile, escape(where), escape(outcome))
+                lines += self.line(f"{chapter}, `{profile}`", escape(where), escape(outcome))
         return self.parse([*lines, "```"])
 
 
