@@ -279,9 +279,8 @@ def check_needs(sources: Iterable[Path], *, profile: str, root: Path, data: Path
         raise UsageError("\n".join(said))
 
 
-@functools.lru_cache(
-    maxsize=64
-)  # a sweep plans the same data sets many times; what is missing is not remembered
+# A sweep plans the same data sets many times. What is missing is not remembered.
+@functools.lru_cache(maxsize=64)
 def _check_data(name: str, folder: Path) -> None:
     from gradleak_lib.data import datasets
 

@@ -107,9 +107,7 @@ def _warn_of_profile(profile: str) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            err.print(
-                "gradleak: no graphics card here; at the papers' own sizes, expect days", style="yellow"
-            )
+            err.print("gradleak: this profile is for a graphics card, and there is none here", style="yellow")
 
 
 def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
@@ -130,19 +128,27 @@ def _run_with_progress(runs: Sequence[book.Run], *, jobs: int) -> list[execution
     """Execute runs, with a bar a chapter in a terminal and a line now and then in a log."""
     show, on_progress = _bars(runs) if out.is_terminal else (nullcontext(), _lines())
 
-    def on_end(outcome: execution.Outcome) -> None:
-        if outcome.error:
-            message = f"{outcome.name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
-            message += f" (see {outcome.notebook})" if outcome.notebook else ""
-            err.print(message, style="red", markup=False)
-        else:
-            out.print(f"{outcome.name}: done in {outcome.seconds:.0f} s", markup=False)
-
     with show:
         try:
-            return execution.run_all(runs, jobs=jobs, on_progress=on_progress, on_end=on_end)
+            return execution.run_all(
+                runs,
+                jobs=jobs,
+                on_progress=on_progress,
+                on_end=lambda outcome: _say_end(outcome.name, outcome),
+            )
         except KeyboardInterrupt:
             raise _fail("interrupted; what was running has been dropped", 130) from None
+
+
+def _say_end(name: str, outcome: execution.Outcome) -> None:
+    """Print a line on what became of a chapter or a point."""
+    if outcome.error:
+        message = f"{name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
+        message += f" (see {outcome.notebook})" if outcome.notebook else ""
+        err.print(message, style="red", markup=False)
+    else:
+        out.print(f"{name}: done in {outcome.seconds:.0f} s", markup=False)
+    sys.stdout.flush()
 
 
 def _bars(runs: Sequence[book.Run]) -> tuple[AbstractContextManager[object], execution.Progress]:
@@ -229,22 +235,17 @@ def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..
     ended = itertools.count(1)
 
     def on_end(point: object, outcome: execution.Outcome) -> None:
-        number = f"{next(ended)} of {total}"
         progress.update(task, advance=1)
-        if outcome.error:
-            message = f"{number}: {point}: failed: {outcome.error}"
-            message += f" (see {outcome.notebook})" if outcome.notebook else ""
-            err.print(message, style="red", markup=False)
-        else:
-            out.print(f"{number}: {point}: done in {outcome.seconds:.0f} s", markup=False)
-        sys.stdout.flush()
+        _say_end(f"{next(ended)} of {total}: {point}", outcome)
 
     return progress, on_end
 
 
 @app.command()
 def scorecard(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as results/ keeps it.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with everything behind the table.")
+    ] = False,
 ) -> None:
     """Print every claim of the papers, with what the executed chapters found."""
     from gradleak_lib import scorecard as card

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import nbformat
 import papermill
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
+from traitlets.config import Config
 
 from gradleak_lib.chapters import Run, UsageError, run_record
 from gradleak_lib.results import commit, write_whole
@@ -96,22 +98,35 @@ class _ChapterEngine(Engine):
     ) -> None:
         keep.append(nb_man.nb)
         total = len(nb_man.nb.cells)
-        client = PapermillNotebookClient(
-            nb_man,
-            kernel_name=kernel_name,
-            startup_timeout=start_timeout,
-            timeout=None,
-            resources={"metadata": {"path": folder}},
-            extra_arguments=["--log-level=50"],  # neither advice nor its own end among the progress
-            on_cell_start=lambda cell, cell_index: kernels.check(),
-            on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total),
-        )
-        kernels.add(client)
-        try:
-            kernels.check()
-            client.execute(env=environment)
-        finally:
-            kernels.discard(client)
+        with tempfile.TemporaryDirectory(prefix="gradleak-") as sockets:
+            client = PapermillNotebookClient(
+                nb_man,
+                kernel_name=kernel_name,
+                startup_timeout=start_timeout,
+                timeout=None,
+                config=_sockets_in(sockets),
+                resources={"metadata": {"path": folder}},
+                extra_arguments=["--log-level=50"],  # neither advice nor its own end among the progress
+                on_cell_start=lambda cell, cell_index: kernels.check(),
+                on_cell_complete=lambda cell, cell_index: on_cell(cell_index + 1, total),
+            )
+            kernels.add(client)
+            try:
+                kernels.check()
+                client.execute(env=environment)
+            finally:
+                kernels.discard(client)
+
+
+def _sockets_in(folder: str) -> Config:
+    """Jupyter's settings for a kernel that is reached through files of its own instead of TCP ports.
+
+    A kernel's ports are chosen before it comes up, and seconds later another process may have taken one of them.
+    Where the system has no such sockets, or the folder's name is too long for one, it stays at ports.
+    """
+    if os.name != "posix" or len(os.fsencode(folder)) > 80:
+        return Config()
+    return Config(KernelManager={"transport": "ipc", "connection_file": os.path.join(folder, "kernel.json")})
 
 
 papermill_engines.register("gradleak", _ChapterEngine)

@@ -271,9 +271,8 @@ def _execute_all(
                 futures.add(submit(*one))
             on_end(point, outcome)
     except BaseException:
-        with contextlib.suppress(
-            Exception
-        ):  # the scheduler may have gone; what went wrong first is to be said
+        # The scheduler may have gone; what went wrong first is to be said.
+        with contextlib.suppress(Exception):
             client.cancel(list(pending.values()), force=True)
             client.run(stop_points, name)
         raise

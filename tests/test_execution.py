@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -306,6 +307,20 @@ def test_side_by_side_the_longest_chapters_start_first(root):
     outcomes = execution.run_all(runs, jobs=2, on_progress=lambda chapter, *_: seen.append(chapter))
     assert set(list(dict.fromkeys(seen))[:2]) == {"02-x", "04-x"}
     assert [outcome.name for outcome in outcomes] == [run.name for run in runs]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs Unix sockets")
+@pytest.mark.parametrize("deep", [0, 90])
+def test_a_kernel_waits_on_no_port_that_another_process_may_take(root, tmp_path, monkeypatch, deep):
+    folder = tmp_path / ("a" * deep)
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder) if deep else None)
+    cell = "import ipykernel.kernelapp as app\nprint(app.IPKernelApp.instance().transport)"
+    write_chapter(root, "01-one", cell)
+    runs = plan(root)
+    assert not execution.run_all(runs)[0].error
+    assert outputs(runs[0]).strip() == ("tcp" if deep else "ipc")  # a socket's name is 100 characters at most
+    assert not list(folder.glob("gradleak-*"))
 
 
 def test_a_backend_set_outside_hides_no_figure(root, monkeypatch):

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
-from docutils.statemachine import StringList
-from scorecard_page import escape
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from tables import MystDirective, escape, list_table
 
 # Appended: what has the same name elsewhere comes first.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -41,17 +39,6 @@ def bars(run: dict) -> str:
     return f"{sum(held)} of {len(held)}"
 
 
-def list_table(name: str, widths: str, lines: list[list[str]]) -> list[str]:
-    """MyST of a table whose first line is its head; a cell may have several lines."""
-    text = ["```{list-table}", ":header-rows: 1", f":class: {name}", f":widths: {widths}", ""]
-    for cells in lines:
-        for number, cell in enumerate(cells):
-            first, *rest = cell.split("\n")
-            text.append(f"{'* -' if number == 0 else '  -'} {first}".rstrip())
-            text += [f"    {line}".rstrip() for line in rest]
-    return [*text, "```"]
-
-
 def note(text: str) -> str:
     """A further paragraph of a cell, in small print."""
     return f"\n\n```{{div}} scorecard-note\n{escape(text)}\n```" if text else ""
@@ -66,7 +53,7 @@ def of_attack(rows: list[comparisons.Row]) -> list[str]:
         badge = {True: " {bdg-success}`holds`", False: " {bdg-danger}`fails`", None: ""}[row.holds]
         better = said["times better"] + note(row.said["middle half"])
         lines.append([what, said["peer's"], said["ours"], better, f"{said['bar']}{badge}"])
-    return list_table("scorecard comparisons longtable", "42 14 14 16 14", lines)
+    return list_table(lines, "scorecard comparisons longtable", "42 14 14 16 14")
 
 
 def of_runs(runs: tuple[dict, ...]) -> list[str]:
@@ -77,7 +64,7 @@ def of_runs(runs: tuple[dict, ...]) -> list[str]:
         where = f"`{run['commit']}`" + note(f"{run['machine']}; load before the start {run['load']:.1f}")
         when = f"{number}, on {run['date'][:10]}"
         lines.append([when, where, f"{run['seconds']:.0f}", bars(run)])
-    text = [*list_table("comparisons-runs", "22 44 14 20", lines), ""]
+    text = list_table(lines, "comparisons-runs", "22 44 14 20")
 
     newest = {row.key: row for row in runs[-1]["rows"]} if runs else {}
     before = [{row.key: row for row in run["rows"]} for _, run in numbered]
@@ -87,10 +74,10 @@ def of_runs(runs: tuple[dict, ...]) -> list[str]:
         what = f"**{row.attack}**, {escape(row.case)}: {escape(row.measure)}, against {escape(row.peer)}"
         lines.append([what, *map(escape, said)])
     widths = " ".join([str(100 - 12 * len(numbered)), *["12"] * len(numbered)])
-    return [*text, *list_table("comparisons-history longtable", widths, lines)]
+    return [*text, *list_table(lines, "comparisons-history longtable", widths)]
 
 
-class OfRuns(SphinxDirective):
+class OfRuns(MystDirective):
     """Base of directives that look at the saved runs."""
 
     @property
@@ -99,12 +86,6 @@ class OfRuns(SphinxDirective):
         path = Path(self.env.srcdir, HISTORY)
         self.env.note_dependency(str(path))
         return history(path)
-
-    def parse(self, text: list[str]) -> list[nodes.Node]:
-        """Nodes of MyST text."""
-        container = nodes.container()
-        self.state.nested_parse(StringList(text, self.env.docname), self.content_offset, container)
-        return container.children
 
 
 class Table(OfRuns):

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import costs_tables
-from costs_words import list_table
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from tables import MystDirective, list_table
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ def facts(root: Path) -> dict[str, str]:
     return costs_tables.facts(root, *records(root)[0][1:])
 
 
-class Table(SphinxDirective):
+class Table(MystDirective):
     """One of the tables, once for each device that was measured."""
 
     required_arguments = 1
@@ -65,9 +63,7 @@ class Table(SphinxDirective):
                 lines += [*heading, *list_table(OF_RECORDS[name](values), "scorecard-summary")]
         elif found:
             logger.warning("costs: there is no table %r", name, location=self.get_location())
-        container = nodes.container()
-        self.state.nested_parse(StringList(lines, self.env.docname), self.content_offset, container)
-        return container.children
+        return self.parse(lines)
 
 
 def say(

@@ -1,4 +1,4 @@
-"""How the page on costs writes numbers and tables."""
+"""How the page on costs writes numbers."""
 
 import math
 
@@ -54,11 +54,3 @@ def exact(number: int) -> str:
 def label(text: str, measured: bool) -> str:
     """First cell of a row, which says whether the row was measured."""
     return f"{text} *{'measured' if measured else 'extrapolated'}*"
-
-
-def list_table(rows: list[list[str]], name: str) -> list[str]:
-    """MyST of a table whose first row is its head."""
-    lines = ["```{list-table}", ":header-rows: 1", f":class: {name}", ""]
-    for row in rows:
-        lines += [f"{'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(row)]
-    return [*lines, "```", ""]

@@ -5,17 +5,15 @@ A claim without a finding is a warning, and so fails the build.
 
 import functools
 import html
-import re
 from collections import Counter
 from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
-from docutils.statemachine import StringList
 from myst_parser.mdit_to_docutils.base import default_slugify
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from tables import MystDirective, escape, list_table
 
 from gradleak_lib import records, scorecard
 from gradleak_lib.chapters import PROFILES
@@ -44,12 +42,7 @@ def recorded(results: Path, profile: str) -> tuple[tuple[records.Record, ...], d
     return found, {row.finding.claim.id: scorecard.ours(row.finding) for row in together}
 
 
-def escape(text: str) -> str:
-    """Text that MyST takes as it stands."""
-    return re.sub(r"([\\`*_{}\[\]<>$|~#^])", r"\\\1", text)
-
-
-class OfPapers(SphinxDirective):
+class OfPapers(MystDirective):
     """Base of directives that look at the findings."""
 
     @property
@@ -59,16 +52,6 @@ class OfPapers(SphinxDirective):
         for path in chapters.glob("*.ipynb"):
             self.env.note_dependency(str(path))
         return rows(chapters)
-
-    def parse(self, text: list[str]) -> list[nodes.Node]:
-        """Nodes of MyST text."""
-        container = nodes.container()
-        self.state.nested_parse(StringList(text, self.env.docname), self.content_offset, container)
-        return container.children
-
-    def line(self, *cells: object) -> list[str]:
-        """One row of a list table."""
-        return [f"{'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(cells)]
 
 
 class Table(OfPapers):
@@ -124,13 +107,14 @@ class Summary(OfPapers):
     def run(self) -> list[nodes.Node]:
         """Return the bar and the table."""
         papers = scorecard.by_paper(self.found)
-        lines = ["```{list-table}", ":header-rows: 1", ":class: scorecard-summary", ""]
-        lines += self.line("Verdict", *(self.chapter(mine[0].sections[0]) for mine in papers.values()), "All")
+        lines: list[list[object]] = [
+            ["Verdict", *(self.chapter(mine[0].sections[0]) for mine in papers.values()), "All"]
+        ]
         for name in VERDICTS:
             counts = (sum(row.finding.verdict == name for row in mine) for mine in papers.values())
             total = sum(row.finding.verdict == name for row in self.found)
-            lines += self.line(f"{{bdg-{BADGES[name]}}}`{name}`", *counts, total)
-        lines += self.line("claims", *(len(mine) for mine in papers.values()), len(self.found))
+            lines.append([f"{{bdg-{BADGES[name]}}}`{name}`", *counts, total])
+        lines.append(["claims", *(len(mine) for mine in papers.values()), len(self.found)])
         verdicts = Counter(row.finding.verdict for row in self.found)
         parts = "".join(
             f'<span class="sd-bg-{BADGES[name]}" style="flex-grow:{verdicts[name]}"></span>'
@@ -139,7 +123,7 @@ class Summary(OfPapers):
         )
         label = html.escape(headline(row.finding for row in self.found))
         bar = f'<div class="scorecard-bar" role="img" aria-label="{label}">{parts}</div>'
-        return [nodes.raw("", bar, format="html"), *self.parse([*lines, "```"])]
+        return [nodes.raw("", bar, format="html"), *self.parse(list_table(lines, "scorecard-summary"))]
 
     def chapter(self, section: scorecard.Section) -> str:
         """A link to the chapter of a section."""
@@ -159,8 +143,7 @@ class Runs(OfPapers):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        lines = ["```{list-table}", ":header-rows: 1", ":class: comparisons-runs", ":widths: 30 35 35", ""]
-        lines += self.line("Chapter, profile", "Recorded", "Outcome")
+        lines = [["Chapter, profile", "Recorded", "Outcome"]]
         for profile in PROFILES:
             for one in recorded(Path(self.env.srcdir, "results"), profile)[0]:
                 run = one.run
@@ -168,8 +151,8 @@ class Runs(OfPapers):
                 where = f"{run['date'][:10]}, commit {run['commit']}, {run['device']}, {run['seconds']:.0f} s"
                 outcome = headline(row.finding for row in one.rows) if one.rows else "no claims"
                 chapter = f"[{escape(titles[0])}](chapters/{one.chapter}.ipynb)"
-                lines += self.line(f"{chapter}, `{profile}`", escape(where), escape(outcome))
-        return self.parse([*lines, "```"])
+                lines.append([f"{chapter}, `{profile}`", escape(where), escape(outcome)])
+        return self.parse(list_table(lines, "comparisons-runs", "30 35 35"))
 
 
 class Same(OfPapers):

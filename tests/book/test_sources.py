@@ -1,6 +1,7 @@
 """The sources of the book: spelling, the code of the chapters, and numbers that nobody should have typed."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import jupytext
 import pytest
 import torch
 
-from gradleak_lib import chapters, claims, metrics
+from gradleak_lib import chapters, claims, metrics, results
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = chapters.chapter_sources(ROOT)
@@ -123,14 +124,8 @@ def measured(folder: Path) -> dict[str, list[float]]:
 
 def glued(notebook: Path) -> dict[str, list[float]]:
     """Numbers that an executed chapter glued, by key."""
-    found = {}
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        for output in cell.get("outputs", []):
-            key = output.get("metadata", {}).get("scrapbook", {}).get("name")
-            text = "".join("".join(v) for k, v in output.get("data", {}).items() if k.endswith("text/plain"))
-            if key and re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) and float(text) != BEST:
-                found[key] = [float(text)]
-    return found
+    numbers = results.read_glued(notebook).items()
+    return {key: [number] for key, number in numbers if math.isfinite(number) and number != BEST}
 
 
 def typed(page: str, known: dict[str, list[float]], units: bool = False) -> list[str]:

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import serve, serve_mnist, write_cifar, write_mnist
+from data_files import serve, serve_mnist, write_cifar, write_image, write_mnist
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 from gradleak_lib.data import NAMES, CorruptData, ImageDataset, MissingData, data_root, fetch, load
+from gradleak_lib.data.datasets import check
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -145,6 +146,24 @@ def test_missing(name, split, tmp_path):
     assert str(tmp_path) in message
     assert "--data or GRADLEAK_DATA" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_check_looks_and_keeps_nothing(tmp_path):
+    for name in ("photos", "places", "digits"):
+        check(name, root=tmp_path)
+    for name in ("mnist", "qmnist", "blogs", "shakespeare", "adult"):
+        with pytest.raises(MissingData):
+            check(name, root=tmp_path)
+    raw = write_mnist(tmp_path, "MNIST")
+    check("mnist", root=tmp_path)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"none")
+    with pytest.raises(CorruptData):
+        check("mnist", root=tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="there is no image in this folder"):
+        check("mine", root=tmp_path)
+    write_image(tmp_path / "mine" / "a.png", (1, 2, 3))
+    check("mine", root=tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["MNIST", "FashionMNIST"])
