@@ -179,7 +179,7 @@ def _lines(every: float = 15.0) -> Callable[[str, int, int], None]:
 @app.command()
 def sweep(
     chapter: Annotated[str, typer.Argument(help="'02', its name, or its path.")],
-    grid: Annotated[Path, typer.Option(help="YAML file of `name: [value, ...]` lines.")],
+    grid: Annotated[Path, typer.Option(help=r"YAML file of `name: \[value, ...]` lines.")],
     address: Annotated[
         str | None, typer.Option(metavar="tcp://HOST:PORT", help="A dask scheduler; this machine if none.")
     ] = None,

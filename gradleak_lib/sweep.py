@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ import yaml
 
 from gradleak_lib import chapters
 from gradleak_lib.chapters import Run, UsageError
-from gradleak_lib.execution import Kernels, Outcome, execute, write
+from gradleak_lib.execution import PACKAGES, Kernels, Outcome, execute, write
 from gradleak_lib.results import ROOT, read_glued, write_whole
 
 if TYPE_CHECKING:
@@ -58,15 +59,21 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     UsageError
-        If the file is missing or holds no point.
+        If the file is missing, names a parameter twice or holds no point.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read a grid from {path}: {' '.join(str(error).split())}") from None
     grids = content if isinstance(content, list) else [content]
     if not all(isinstance(grid, dict) and all(isinstance(name, str) for name in grid) for grid in grids):
         raise UsageError(f"{path} must hold `name: [value, ...]` lines, or a list of such mappings")
+    tree = yaml.compose(text)  # in the content, the last of two values has replaced the first
+    for node in tree.value if isinstance(tree, yaml.SequenceNode) else [tree]:
+        names = [name.value for name, _ in node.value]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UsageError(f"{path} gives {', '.join(twice)} twice in one mapping")
     points = []
     for grid in grids:
         choices = [values if isinstance(values, list) else [values] for values in grid.values()]
@@ -231,7 +238,7 @@ def _execute_all(
     """Submit points and write each as it ends. One whose worker is killed goes to another worker by itself."""
     from distributed import as_completed
 
-    here = chapters.depends_on(ROOT, data)
+    here = versions(data)
     source = points[0].run.source.read_text(encoding="utf-8")
     # Each sweep names its own tasks: another one of the same points, on the same cluster, may be interrupted.
     name = uuid.uuid4().hex
@@ -288,7 +295,7 @@ def execute_point(
     run, source
         The point, and the text of the chapter.
     expected : mapping
-        What `gradleak_lib.chapters.depends_on` says where the sweep was started.
+        What `versions` says where the sweep was started.
     data : Path, optional
         As for `plan_sweep`.
     sweep : str
@@ -297,15 +304,15 @@ def execute_point(
     Raises
     ------
     RuntimeError
-        If this machine has another Python, another version of the library or other data: its numbers would be kept
-        under a wrong name. If the sweep has been stopped.
+        If this machine has another Python, other packages, another version of the library or other data: its numbers
+        would be kept under a wrong name. If the sweep has been stopped.
     """
-    here = chapters.depends_on(ROOT, data)
+    here = versions(data)
     others = [name for name, version in expected.items() if here[name] != version]
     if others:
         raise RuntimeError(
             f"{platform.node()} has other {' and '.join(others)} than the machine that started the sweep: "
-            "check out the same commit there, with the same data sets"
+            "install the same commit there with constraints.txt, with the same data sets"
         )
     kernels = _kernels[sweep, run.key] = Kernels()
     try:
@@ -315,6 +322,15 @@ def execute_point(
             return execute(run, source, folder=Path(folder), threads=1, kernels=kernels)
     finally:
         del _kernels[sweep, run.key]
+
+
+def versions(data: Path | None = None) -> dict[str, str]:
+    """Return what a point's numbers depend on here: what its key holds, and the packages that compute.
+
+    A build of torch for the CPU and one for a GPU are the same version: a cluster may have both.
+    """
+    packages = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    return chapters.depends_on(ROOT, data) | packages
 
 
 def stop_points(sweep: str) -> None:

@@ -104,6 +104,8 @@ def test_a_grid_is_every_combination(tmp_path, text, points):
         ("", "must hold `name"),
         ("{}", "holds no point"),
         ("a: []", "holds no point"),
+        ("a: [1]\nb: 2\na: [3]", "gives a twice in one mapping"),
+        ("- a: 1\n- b: 2\n  b: 3", "gives b twice"),
     ],
 )
 def test_what_is_no_grid_is_refused(tmp_path, text, message):
@@ -305,7 +307,7 @@ def test_a_point_that_is_stopped_before_its_kernel_is_up_does_not_run(book, tmp_
     source = point.run.source.read_text()
     sweep.stop_points("a sweep")
     with pytest.raises(RuntimeError, match="has been stopped"):
-        sweep.execute_point(point.run, source, chapters.depends_on(results.ROOT), None, "a sweep")
+        sweep.execute_point(point.run, source, sweep.versions(), None, "a sweep")
     kernels = execution.Kernels()
     kernels.stop()
     outcome, text = execution.execute(point.run, source, folder=tmp_path, threads=1, kernels=kernels)
@@ -315,10 +317,13 @@ def test_a_point_that_is_stopped_before_its_kernel_is_up_does_not_run(book, tmp_
 
 def test_a_worker_with_another_version_computes_nothing(book, tmp_path, log):
     [point, *_] = plan(book, tmp_path / "out")
-    here = chapters.depends_on(results.ROOT)
+    here = sweep.versions()
+    assert here.items() > chapters.depends_on(results.ROOT).items()
     source = point.run.source.read_text()
     with pytest.raises(RuntimeError, match="has other gradleak and data sets than the machine that started"):
         sweep.execute_point(point.run, source, here | {"gradleak": "older", "data sets": "none"}, None, "s")
+    with pytest.raises(RuntimeError, match="has other torch than"):
+        sweep.execute_point(point.run, source, here | {"torch": "1.0"}, None, "s")
     assert log() == []
     outcome, text = sweep.execute_point(point.run, source, here, None, "s")
     assert (outcome.error, log()) == ("", [(0, 10)])

@@ -20,7 +20,7 @@ from gradleak_lib.results import read_glued
 CROWDS = (10**3, 10**4, 10**5, 10**6)  # users that nobody has simulated here
 CATCHES = (10**6, 10**9)  # samples that nobody has fished in
 AGGREGATES = (64, 2**10, 2**14, 2**20)
-LARGEST = 10**9
+LARGEST, ROUGH = 10**9, 2**26
 CLIENT = 64  # samples of one client, where clients count
 KEPT = 10  # users kept of each tested update, where not all scores are
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
@@ -78,12 +78,12 @@ def times_of_crowds(values: Values) -> list[list[str]]:
     """Users, and the seconds of each way to recognise them."""
     link = values["linkability"]
     rows = [["Users", "Network", "SVM", "Nearest update", "All scores"]]
-    for row in (link["identify"][0], link["identify"][-1]):
-        took = [seconds(row[name]["seconds"]) for name in ("mlp", "svm", "knn")]
+    for row in (link["identify"][0], link["identify"][-1], *link["synthetic"]):
+        took = [seconds(row[name]["seconds"]) if name in row else "–" for name in ("mlp", "svm", "knn")]
         rows.append([label(exact(row["users"]), True), *took, size(row["tested"] * row["users"] * 8)])
-    for users in CROWDS:
+    for users in CROWDS[1:]:
         at = crowd(link, users)
-        took = [seconds(at[name]) for name in ("mlp", "svm", "product")]
+        took = [seconds(at["mlp"]), f"> {seconds(at['svm'])}", seconds(at["product"])]
         rows.append([label(exact(users), False), *took, size(at["scores"])])
     return rows
 
@@ -252,7 +252,7 @@ def of_users(link: Values) -> dict[str, str]:
     """Numbers about linkability."""
     at, half, metric = crowd(link, CROWDS[-1]), link["identify"][-2:], link["metric"][-1]
     users = [row["users"] for row in half]
-    run = link["simulation"]
+    run, most = link["simulation"], link["synthetic"][-1]
     return {
         "images": str(link["images"]),
         "per_client": str(link["per_client"]),
@@ -267,6 +267,9 @@ def of_users(link: Values) -> dict[str, str]:
             f"growth_{name}": f"{costs.growth(users, [row[name]['seconds'] for row in half]):.1f}"
             for name in ("mlp", "svm")
         },
+        "features_least": str(link["identify"][0]["features"]),
+        "neighbours_users": count(most["users"]),
+        "neighbours_slower": f"{most['knn']['seconds'] / crowd(link, most['users'])['product']:.1f}",
         **{f"ap_{name}": f"{100 * half[-1][name]['ap']:.0f}" for name in ("mlp", "svm", "knn")},
         "million_simulation": seconds(at["simulation"]),
         "million_features": size(at["features"]),
@@ -289,6 +292,7 @@ def of_fishing(read: Values) -> dict[str, str]:
     """Numbers about one image out of each of many aggregates."""
     trip, resnet = read["fishing"], read["hosts"][-1]
     share = resnet["imprint_bytes"] / (resnet["model_bytes"] - resnet["imprint_bytes"])
+    more = [100 * (row["sample_seconds"] / row["plain_seconds"] - 1) for row in read["hosts"]]
     return {
         "client": str(CLIENT),
         "fish_aggregate": count(trip["aggregate"]),
@@ -296,6 +300,9 @@ def of_fishing(read: Values) -> dict[str, str]:
         "fish_expected": f"{trip['expected']:.1f}",
         "fish_rounds": count(costs.aggregates(trip["samples"], trip["aggregate"])),
         "read_out": seconds(read["hosts"][0]["read_seconds"]),
+        "host_batch": count(read["hosts"][0]["samples"]),
+        "imprint_least": f"{min(more):.0f}",
+        "imprint_most": f"{max(more):.0f}",
         "resnet_share": f"{100 * share:.1f}",
         "resnet_sample": seconds(resnet["sample_seconds"]),
         "resnet_plain": seconds(resnet["plain_seconds"]),
@@ -306,18 +313,21 @@ def of_precision(read: Values) -> dict[str, str]:
     """Numbers about one aggregate that grows."""
     rows = {
         kind: [row for row in read["quality"] if (row["variant"], row["precision"]) == kind]
-        for kind in (("cumulative", "double"), ("sparse", "single"))
+        for kind in (("cumulative", "double"), ("cumulative", "single"), ("sparse", "single"))
     }
-    falling, sparse = rows.values()
-    first, top = falling[0]["psnr_median"], falling[-1]
+    falling, lower, sparse = rows.values()
+    top = falling[-1]
     octaves = math.log2(top["samples"] / falling[0]["samples"])
+    lost = [(some[0]["psnr_median"] - some[-1]["psnr_median"]) / octaves for some in (falling, lower)]
+    rough = next(row for row in read["near"] if row["samples"] == ROUGH and row["precision"] == "single")
     fine = {name: costs.float_resolution(read["value"], dtype) for name, dtype in PRECISIONS.items()}
     there = [
         costs.psnr_of_difference(top["psnr_median"], top["samples"], LARGEST, power=power)
         for power in (1, 1.5)
     ]
     return {
-        "doubling": f"{(first - top['psnr_median']) / octaves:.1f}",
+        "doubling": f"{lost[0]:.1f}",
+        "doubling_single": f"{lost[1]:.1f}",
         "gain": f"{costs.precision_gain(torch.float32, torch.float64):.0f}",
         "density": f"{read['density']:.1f}",
         "resolution": count(1 / fine["single"]),
@@ -333,6 +343,12 @@ def of_precision(read: Values) -> dict[str, str]:
         "sparse_exact": str(sum(row["exact"] for row in sparse)),
         "sparse_read": str(sum(row["read"] for row in sparse)),
         "sparse_median": f"{sparse[-1]['psnr_median']:.0f}",
+        "sparse_last_alone": str(sparse[-1]["alone"]),
+        "sparse_last_exact": str(sparse[-1]["exact"]),
+        "rough_samples": exact(ROUGH),
+        "rough_read": f"{100 * rough['read'] / rough['rounds']:.0f}",
+        "rough_formula": f"{100 * costs.one_shot_at_resolution(ROUGH, read['density'], fine['single']):.0f}",
+        "rounds_error": f"{100 * (math.exp(-1) * (1 - math.exp(-1)) / rough['rounds']) ** 0.5:.1f}",
         "bins": str(top["bins"]),
         "rounds": str(read["near"][0]["rounds"]),
     }

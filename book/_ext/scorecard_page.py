@@ -17,7 +17,7 @@ from tables import MystDirective, escape, list_table
 
 from gradleak_lib import records, scorecard
 from gradleak_lib.chapters import PROFILES
-from gradleak_lib.claims import VERDICTS, headline, load_claims, number
+from gradleak_lib.claims import VERDICTS, headline, load_claims, number, rule
 
 logger = logging.getLogger(__name__)
 BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted"), strict=True))
@@ -85,8 +85,7 @@ class Table(OfPapers):
                 other = recorded(Path(self.env.srcdir, "results"), profile)[1].get(claim.id, "")
                 if other and (profile == "paper" or other != scorecard.ours(row.finding)):
                     lines += self.note(f"{said}: {other}")
-            if row.finding.verdict != "reproduced":
-                lines += self.note(row.finding.reason)
+            lines += [*self.note(rule(claim)), *self.note(row.finding.reason)]
             lines += [f"  - {{bdg-{BADGES[row.finding.verdict]}}}`{row.finding.verdict}`"]
             lines += [line for section in row.sections for line in ("", f"    {self.link(section)}")]
         return self.parse([*lines, "```"])
