@@ -83,7 +83,7 @@ def times_of_crowds(values: Values) -> list[list[str]]:
         rows.append([label(exact(row["users"]), True), *took, size(row["tested"] * row["users"] * 8)])
     for users in CROWDS[1:]:
         at = crowd(link, users)
-        took = [seconds(at["mlp"]), f"> {seconds(at['svm'])}", seconds(at["product"])]
+        took = [seconds(at["mlp"]), f"over {seconds(at['svm'])}", seconds(at["product"])]
         rows.append([label(exact(users), False), *took, size(at["scores"])])
     return rows
 
@@ -345,7 +345,7 @@ def of_precision(read: Values) -> dict[str, str]:
         "sparse_median": f"{sparse[-1]['psnr_median']:.0f}",
         "sparse_last_alone": str(sparse[-1]["alone"]),
         "sparse_last_exact": str(sparse[-1]["exact"]),
-        "rough_samples": exact(ROUGH),
+        "rough_samples": count(ROUGH),
         "rough_read": f"{100 * rough['read'] / rough['rounds']:.0f}",
         "rough_formula": f"{100 * costs.one_shot_at_resolution(ROUGH, read['density'], fine['single']):.0f}",
         "rounds_error": f"{100 * (math.exp(-1) * (1 - math.exp(-1)) / rough['rounds']) ** 0.5:.1f}",
