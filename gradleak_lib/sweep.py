@@ -272,6 +272,7 @@ def _execute_all(
                 outcome = Outcome(point.run.name, 0.0, f"{type(failure).__name__}: {said}")
             else:
                 outcome = write(point.run, *future.result())
+            future.release()  # what is here would be computed again if its worker died while we hold it
             done.append(future.key)
             del pending[future.key]
             for one in islice(waiting, 1):

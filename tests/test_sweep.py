@@ -234,6 +234,21 @@ def test_a_worker_that_is_killed_costs_no_point(book, cluster, tmp_path, log):
     assert here.read_text().count("\n") == 7
 
 
+def test_a_finished_point_does_not_run_again_when_its_worker_dies(book, cluster, tmp_path, log):
+    address, [first] = cluster(1)
+
+    def on_end(point, outcome):
+        if first.poll() is None:
+            until((tmp_path / "log.0.20").exists)
+            first.kill()
+            first.wait()
+            cluster(1)
+
+    outcomes = sweep.sweep(plan(book, tmp_path / "out", seconds=3.0)[:2], address=address, on_end=on_end)
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert log() == [(0, 10), (0, 20), (0, 20)]
+
+
 def test_a_worker_without_the_library_says_so_and_lives_on(book, cluster, tmp_path, log):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "gradleak_lib.py").write_text("raise ImportError('not here')\n")
