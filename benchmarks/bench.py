@@ -104,9 +104,10 @@ def arguments() -> argparse.Namespace:
 
 def machine() -> str:
     """What the numbers depend on, for people."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from gradleak_lib.execution import cores
+
     return (
-        f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {cores()} cores, Python {platform.python_version()}, "
         f"torch {metadata.version('torch')}"
     )
 

@@ -216,18 +216,19 @@ def test_a_worker_that_is_killed_costs_no_point(book, cluster, tmp_path, log):
     def on_end(point, outcome):
         ended.append(point)
         if len(ended) == 2:
+            until(lambda: len(list(tmp_path.glob("log.*"))) >= 4)  # both have gone on
             workers[0].send_signal(signal.SIGKILL)
 
-    points = plan(book, tmp_path / "far", seconds=1.0)
+    points = plan(book, tmp_path / "far", seconds=3.0)
     outcomes = sweep.sweep(points, address=address, on_end=on_end)
     assert [outcome.error for outcome in outcomes] == [""] * 6
     assert workers[0].wait() == -signal.SIGKILL
     assert workers[1].poll() is None
     ran = log()
     assert set(ran) == set(product((0, 3), (10, 20, 30)))
-    assert len(ran) <= 8  # again only what the worker was running, or had not handed over
+    assert len(ran) in (6, 7)  # one point at most was running in the worker that was killed
 
-    near = plan(book, tmp_path / "near", seconds=1.0)
+    near = plan(book, tmp_path / "near", seconds=3.0)
     here = sweep.write_tables(near, sweep.sweep(near, jobs=2), tmp_path / "near")
     there = sweep.write_tables(points, outcomes, tmp_path / "far")
     assert here.read_bytes() == there.read_bytes()

@@ -262,6 +262,7 @@ def of_users(link: Values) -> dict[str, str]:
         "vectorized": seconds(link["engines"]["vectorized"]),
         "update": seconds(run["seconds"] / run["updates"]),
         "epochs": str(at["epochs"]),
+        "half_users": count(users[0]),
         "epoch_users": count(users[-1]),
         **{
             f"growth_{name}": f"{costs.growth(users, [row[name]['seconds'] for row in half]):.1f}"
@@ -350,6 +351,7 @@ def of_precision(read: Values) -> dict[str, str]:
         "rough_formula": f"{100 * costs.one_shot_at_resolution(ROUGH, read['density'], fine['single']):.0f}",
         "rounds_error": f"{100 * (math.exp(-1) * (1 - math.exp(-1)) / rough['rounds']) ** 0.5:.1f}",
         "bins": str(top["bins"]),
+        "side": str(math.isqrt(read["entries"] // 3)),
         "rounds": str(read["near"][0]["rounds"]),
     }
 
