@@ -43,7 +43,7 @@ site: vendor
 	@$(MAKE) report
 
 chapters: install
-	@$(PY) -m gradleak_lib.cli run --profile $(PROFILE) --jobs $(JOBS)
+	@$(PY) -m gradleak_lib run --profile $(PROFILE) --jobs $(JOBS)
 
 vendor: install
 	@$(PY) book/vendor.py

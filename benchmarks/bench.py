@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
 
 def machine() -> str:
     """What the numbers depend on, for people."""
-    from gradleak_lib.execution import cores
+    from gradleak_lib.book.execution import cores
 
     return (
         f"{platform.system()} {platform.machine()}, {cores()} cores, Python {platform.python_version()}, "
@@ -214,7 +214,7 @@ def summary(run: Run) -> str:
 
 def save(run: Run, history: Path) -> None:
     """Append the run to the history, whole or not at all."""
-    from gradleak_lib.results import write_whole
+    from gradleak_lib.files import write_whole
 
     before = history.read_text(encoding="utf-8") if history.exists() else ""
     write_whole(history, f"{before}{run.line()}\n")
@@ -230,7 +230,8 @@ def main(
 ) -> int:
     """Measure, print the table, and keep the run if asked to; 0 where every benchmark and every bar holds, else 1."""
     # Here, not above: it brings torch, which takes seconds, and --help should not.
-    from gradleak_lib.results import commit, write_whole
+    from gradleak_lib.book.results import commit
+    from gradleak_lib.files import write_whole
 
     out = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDE)
     run = Run(datetime.now(UTC).isoformat(timespec="seconds"), commit(), machine(), load())

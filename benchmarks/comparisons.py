@@ -108,7 +108,7 @@ def timed(
 def write(path: Path, rows: list[Row], checks: dict[str, bool]) -> None:
     """Write rows, and bars that compare with nobody, by their text."""
     # torch comes with it, and is not needed to read rows.
-    from gradleak_lib.results import write_whole
+    from gradleak_lib.files import write_whole
 
     content = {"rows": [asdict(row) for row in rows], "checks": checks}
     write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -142,7 +142,7 @@ def alone(bins: Tensor, *, last: int) -> Tensor:
 
 def load_case(arguments: argparse.Namespace) -> Case:
     """Photographs, and a ResNet-18 with one output for each of the photographs' classes."""
-    data = load("photos", arguments.size, n=IMAGES, seed=arguments.seed)
+    data = load("photos", arguments.size, sample=IMAGES, seed=arguments.seed)
     inputs = (data.images - _channels(MEAN)) / _channels(DEVIATION)
     resnet = build("resnet18", inputs.shape[1:], classes=len(data.classes), seed=arguments.seed)
     return Case(data.images, inputs, data.labels, resnet, arguments.bins, arguments.connection)

@@ -163,7 +163,7 @@ def report_speed(seed: int, repeats: int, *, compiled: bool) -> list[comparisons
         bar = case.compiled_bar if compiled else case.bar
         if bar is None:
             continue
-        data = load("photos", SHAPE[1], n=case.samples, seed=seed)
+        data = load("photos", SHAPE[1], sample=case.samples, seed=seed)
         problem = pose(case.make(seed), data.images, data.labels)
         timing = race(case, problem, repeats, compiled=compiled)
         title = f"{case.title}, {case.samples} image{'s' * (case.samples > 1)}, R={case.restarts}"
@@ -190,7 +190,7 @@ def compare(case: Case, seed: int, dtype: torch.dtype) -> tuple[float, int]:
 
     A sign counts where the derivative is larger than the tolerated error of all of it.
     """
-    data = load("photos", SHAPE[1], n=case.samples, seed=seed)
+    data = load("photos", SHAPE[1], sample=case.samples, seed=seed)
     model = copy.deepcopy(case.make(seed)).to(dtype)
     inputs = ((data.images - channels(MEAN)) / channels(STD)).to(dtype)
     update = fedsgd(model, inputs, data.labels)
@@ -260,7 +260,7 @@ def reconstruct(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """PSNR and CPU seconds of each photograph, by whose attack it was."""
     model = recipe.make(seed)
-    data = load("photos", SHAPE[1], n=images, seed=seed)
+    data = load("photos", SHAPE[1], sample=images, seed=seed)
     scores: dict[str, list[float]] = {"breaching": [], "ours": []}
     seconds: dict[str, list[float]] = {"breaching": [], "ours": []}
     for number in range(images):

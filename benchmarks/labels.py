@@ -105,8 +105,8 @@ class Server:
 def load_images(classes: int, each: int, seed: int) -> ImageDataset:
     """Independent windows: of the ten photographs, or of ten places in each."""
     if classes == 10:
-        return load("photos", SHAPE[1], n=each * classes, seed=seed, distinct=False)
-    return load("places", SHAPE[1], n=each * classes, seed=seed)
+        return load("photos", SHAPE[1], sample=each * classes, seed=seed, distinct=False)
+    return load("places", SHAPE[1], sample=each * classes, seed=seed)
 
 
 def make_server(record: Record, name: str, auxiliary: ImageDataset, seed: int) -> Server:

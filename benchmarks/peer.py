@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import gradleak_lib  # noqa: F401  (before the peer: it makes sure that torchvision can be imported)
+import gradleak_lib._torchvision  # noqa: F401  (before the peer: it makes sure that torchvision can be imported)
 
 # isort: split
 import breaching

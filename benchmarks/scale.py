@@ -47,10 +47,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gradleak_lib import metrics, models
 from gradleak_lib.attacks import linkability
-from gradleak_lib.chapters import chapter_sources
+from gradleak_lib.book.chapters import chapter_sources
+from gradleak_lib.book.results import ROOT, Result, provenance
 from gradleak_lib.data import digit_scenes, split_clients
 from gradleak_lib.federated import Observations, local_updates, simulate
-from gradleak_lib.results import ROOT, Result, provenance, write_whole
+from gradleak_lib.files import write_whole
 
 HEAD, FRACTION, PER_CLIENT, SCENES, KNOWN = "fc2", 0.1, 6, 128, 0
 KEPT, BLOCK = 10, 1024  # best users kept of each tested update, and updates scored at a time
@@ -110,7 +111,7 @@ def linkability_costs(clock: Clock, seed: int, quick: bool) -> dict[str, Any]:
         "devices": 2,
         "per_client": PER_CLIENT,
         "images": int(held.counts[0]),
-        "features": seen.layer(HEAD).shape[1],
+        "features": seen.matrix(HEAD).shape[1],
         "parameters": sum(value.numel() for value in network.parameters()),
         "engines": engines,
         "simulation": {"users": users[-1], "updates": len(seen), "seconds": seconds},
@@ -127,7 +128,7 @@ def sides(observed: Observations) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     """Features of the first devices' updates and of the others', with their users, as in chapter 1."""
     known = (observed.devices == KNOWN).numpy()
     own = linkability.features(observed, HEAD)
-    first, second = linkability.span(own[known], own[~known])
+    first, second = linkability.span_coordinates(own[known], own[~known])
     owners = observed.users.numpy()
     return first, second, owners[known], owners[~known]
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib import costs, metrics
+from gradleak_lib import metrics
 from gradleak_lib.attacks import imprint, placement
 from gradleak_lib.data import load
+from gradleak_lib.experiments import costs
 from gradleak_lib.federated import Update, fedsgd
 from gradleak_lib.models import build
 
@@ -26,7 +27,7 @@ def imprint_costs(clock: Any, seed: int, quick: bool) -> dict[str, Any]:
     hosts = (
         (("lenet", 32, 64),) if quick else (("lenet", 32, 1024), ("resnet18", 64, 64), ("resnet18", 224, 16))
     )
-    crops = load("photos", SHAPE[1], n=512 if quick else 4096, seed=seed + 1).images
+    crops = load("photos", SHAPE[1], sample=512 if quick else 4096, seed=seed + 1).images
     h = imprint.mean_brightness(SHAPE).double()
     known = imprint.measure(torch.cat([x for x, _ in stream(crops, 4 * PART, seed)]), h)
     sizes = (2**8, 2**10) if quick else tuple(2**power for power in range(8, 21, 2))
@@ -59,7 +60,7 @@ def armed(
 
 def host_costs(clock: Any, host: str, size: int, samples: int, seed: int) -> dict[str, Any]:
     """Seconds of a sample's gradient and of a read-out, and the bytes of the model, for one host."""
-    batch = load("photos", size, n=samples, seed=seed)
+    batch = load("photos", size, sample=samples, seed=seed)
     h = imprint.mean_brightness(batch.images.shape[1:])
     edges = imprint.one_shot_bins(imprint.measure(batch.images, h), samples)
     model = armed(batch.images.shape[1:], edges, "sparse", host).to(clock.device)
@@ -74,13 +75,13 @@ def host_costs(clock: Any, host: str, size: int, samples: int, seed: int) -> dic
         "plain_seconds": clock.best(lambda: fedsgd(plain, batch.images, labels)) / samples,
         "read_seconds": clock.best(lambda: imprint.recover(update, model), calls=9),
         "model_bytes": sum(value.nbytes for value in update.tensors.values()),
-        "imprint_bytes": sum(value.nbytes for value in update.layer("imprint.measure").values()),
+        "imprint_bytes": sum(value.nbytes for value in update.layer("imprint.linear").values()),
     }
 
 
 def fishing(clock: Any, samples: int, aggregate: int, seed: int) -> dict[str, Any]:
     """Read one image, or none, out of each aggregate of photographs, with the bin at a place drawn anew."""
-    batch, public = (load("photos", 32, n=samples, seed=seed + number) for number in (3, 4))
+    batch, public = (load("photos", 32, sample=samples, seed=seed + number) for number in (3, 4))
     h = imprint.mean_brightness(batch.images.shape[1:])
     known = imprint.measure(public.images, h)
     places = torch.rand(samples // aggregate, generator=torch.Generator().manual_seed(seed)) * 0.8 + 0.1
@@ -161,7 +162,7 @@ def quality(clock: Any, crops: Tensor, known: Tensor, samples: int, seed: int) -
 
 def by_hand(update: Update, number: int, variant: str) -> Tensor:
     """What a bin holds, whatever its size: `imprint.recover` leaves out what rounding alone could explain."""
-    layer = update.layer("imprint.measure")
+    layer = update.layer("imprint.linear")
     weight, bias = layer["weight"][number], layer["bias"][number]
     if variant == "cumulative":
         weight, bias = weight - layer["weight"][number + 1], bias - layer["bias"][number + 1]

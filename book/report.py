@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gradleak_lib import claims, scorecard
-from gradleak_lib.chapters import executed_chapters, run_record
+from gradleak_lib.book import claims, scorecard
+from gradleak_lib.book.chapters import executed_chapters, provenance_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
@@ -21,7 +21,7 @@ def times(notebooks: list[Path]) -> Table:
         table.add_column(column, justify="right")
     total = 0.0
     for path in notebooks:
-        run = run_record(path)
+        run = provenance_of(path)
         page = SITE / "book" / "chapters" / f"{path.stem}.html"
         total += run["seconds"]
         weight = f"{page.stat().st_size / 1e6:.1f}" if page.is_file() else ""

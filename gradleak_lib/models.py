@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 NAMES = ("linear", "mlp", "cnn", "lenet", "convnet", "resnet20", "resnet18", "mobilenet-v2", "nplm")
@@ -102,11 +101,15 @@ def _construct(name: str, shape: tuple[int, ...], classes: int, width: int | Non
         case "resnet20":
             return ResNet20(shape[0], classes)
         case "resnet18":
+            from gradleak_lib._torchvision import torchvision
+
             resnet = torchvision.models.resnet18(num_classes=classes)
             if shape[0] != 3:
                 resnet.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
             return resnet
         case _:
+            from gradleak_lib._torchvision import torchvision
+
             mobilenet = torchvision.models.mobilenet_v2(num_classes=classes)
             if shape[0] != 3:
                 mobilenet.features[0][0] = nn.Conv2d(shape[0], 32, 3, stride=2, padding=1, bias=False)
@@ -317,6 +320,8 @@ def with_small_stem(resnet: nn.Module, *, seed: int = 0) -> nn.Module:
     ----------
     Geiping et al. 2020, code (their ResNets on CIFAR).
     """
+    from gradleak_lib._torchvision import torchvision
+
     if not isinstance(resnet, torchvision.models.ResNet):
         raise ValueError(f"expected a ResNet of torchvision, got {type(resnet).__name__}")
     changed = copy.deepcopy(resnet)

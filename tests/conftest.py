@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import gradleak_lib  # noqa: F401  (first: it lets torchvision import beside a CPU build of torch)
+import gradleak_lib._torchvision  # noqa: F401  (first: it lets torchvision import beside a CPU build of torch)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from gradleak_lib import claims, records, scorecard
+from gradleak_lib.book import claims, records, scorecard
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

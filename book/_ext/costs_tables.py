@@ -1,7 +1,7 @@
 """Tables and sentences of the page on costs, from the recorded measurements and from the formulas where they end.
 
-The measurements are those of ``benchmarks/scale.py``; the formulas are `gradleak_lib.costs`. A row says of itself
-whether it was measured.
+The measurements are those of ``benchmarks/scale.py``; the formulas are `gradleak_lib.experiments.costs`. A row
+says of itself whether it was measured.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from costs_words import count, exact, label, seconds, size
 
-from gradleak_lib import costs
-from gradleak_lib.chapters import PROFILES, declared_parameters, profile_parameters, run_record
-from gradleak_lib.results import read_glued
+from gradleak_lib.book.chapters import PROFILES, declared_parameters, profile_parameters, provenance_of
+from gradleak_lib.book.results import read_glued
+from gradleak_lib.experiments import costs
 
 CROWDS = (10**3, 10**4, 10**5, 10**6)  # users that nobody has simulated here
 CATCHES = (10**6, 10**9)  # samples that nobody has fished in
@@ -160,7 +160,7 @@ def profiles(root: Path, values: Values) -> list[list[str]]:
     """Seconds of all chapters at each profile, and the memory of the largest, where somebody has run it."""
     rows = [["Profile", "All chapters", "Largest process", "Known from"]]
     built = [
-        (run_record(path), read_glued(path).get("run_memory"))
+        (provenance_of(path), read_glued(path).get("run_memory"))
         for path in sorted((root / "book" / "chapters").glob("[0-9]*.ipynb"))
     ]
     for profile in PROFILES:

@@ -9,7 +9,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_proof.nodes import proof_node
 
-from gradleak_lib.results import commit
+from gradleak_lib.book.results import commit
 
 # The chapters of the papers bear the numbers of the website. What comes before has none, what follows has letters.
 NUMBERS = {

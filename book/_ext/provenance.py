@@ -12,9 +12,9 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from gradleak_lib.chapters import declared_parameters, executed_chapters, run_record
-from gradleak_lib.claims import KEY
-from gradleak_lib.results import commit
+from gradleak_lib.book.chapters import declared_parameters, executed_chapters, provenance_of
+from gradleak_lib.book.claims import KEY
+from gradleak_lib.book.results import commit
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "torch")
 SUMMARIES = ("book/index", "book/scorecard", "book/findings")  # pages with numbers from several chapters
@@ -61,7 +61,7 @@ def with_findings(root: Path) -> list[Path]:
 
 def warning(notebooks: list[Path], sources: Path) -> str:
     """Say which chapters were run with other parameters than the defaults, and how to go back; "" if none was."""
-    records = {path.stem: run_record(path) for path in notebooks}
+    records = {path.stem: provenance_of(path) for path in notebooks}
     others = {
         name: str(record["command"])
         for name, record in records.items()
@@ -83,7 +83,7 @@ def add(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.doc
     """Write them over and under the text of a page."""
     if "body" in context:
         notebook = Path(app.srcdir, f"{page}.ipynb")
-        facts = run_record(notebook)
+        facts = provenance_of(notebook)
         shown = [notebook] if facts else with_findings(Path(app.srcdir)) if page in SUMMARIES else []
         said = warning(shown, Path(app.srcdir, "notebooks"))
         context["body"] = context["body"].replace("</h1>", "</h1>" + said, 1)

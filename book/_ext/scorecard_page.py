@@ -15,9 +15,9 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from tables import MystDirective, escape, list_table
 
-from gradleak_lib import records, scorecard
-from gradleak_lib.chapters import PROFILES
-from gradleak_lib.claims import VERDICTS, headline, load_claims, number, rule
+from gradleak_lib.book import records, scorecard
+from gradleak_lib.book.chapters import PROFILES
+from gradleak_lib.book.claims import VERDICTS, headline, load_claims, number, rule
 
 logger = logging.getLogger(__name__)
 BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted"), strict=True))

@@ -28,7 +28,7 @@ def permute_rows(imprint: Imprint, *, seed: int) -> Imprint:
     ----------
     Not in Fowl et al. 2022; Eq. 4 asks for neighbouring edges, wherever their rows stand.
     """
-    order = torch.randperm(len(imprint.measure.bias), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(imprint.linear.bias), generator=torch.Generator().manual_seed(seed))
     _reorder(imprint, order)
     return imprint
 
@@ -72,7 +72,7 @@ def randomise_rows(
     """
     if not 0 <= amount < math.inf:
         raise ValueError(f"amount must be 0 or more and finite, got {amount}")
-    weight = imprint.measure.weight
+    weight = imprint.linear.weight
     rows = imprint.rows.to(weight.device)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(rows), weight.shape[1], generator=generator, dtype=torch.float64).to(
@@ -123,12 +123,12 @@ def decoy_rows(imprint: Imprint, count: int, *, seed: int) -> Imprint:
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    old, back = imprint.measure, imprint.back
+    old, back = imprint.linear, imprint.back
     total = old.out_features + count
-    imprint.measure = _larger(old, old.in_features, total)
+    imprint.linear = _larger(old, old.in_features, total)
     generator = torch.Generator().manual_seed(seed)
     bound = old.in_features**-0.5
-    for new, given in ((imprint.measure.weight, old.weight), (imprint.measure.bias, old.bias)):
+    for new, given in ((imprint.linear.weight, old.weight), (imprint.linear.bias, old.bias)):
         drawn = bound * (2 * torch.rand(count, *given.shape[1:], generator=generator) - 1)
         new.copy_(torch.cat([given, drawn.to(given)]))
     if back is not None:
@@ -150,7 +150,7 @@ def _larger(layer: nn.Linear, columns: int, rows: int) -> nn.Linear:
 
 def _reorder(imprint: Imprint, order: Tensor) -> None:
     """Put row ``order[i]`` in place i, outgoing weights with it."""
-    for tensor in (imprint.measure.weight, imprint.measure.bias):
+    for tensor in (imprint.linear.weight, imprint.linear.bias):
         tensor.copy_(tensor[order.to(tensor.device)])
     if imprint.back is not None:
         imprint.back.weight.copy_(imprint.back.weight[:, order.to(imprint.back.weight.device)])

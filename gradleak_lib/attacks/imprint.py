@@ -75,7 +75,7 @@ class Imprint(nn.Module):
         self.shape, self.bins, self.variant, self.gain = tuple(shape), bins, variant, gain
         self.rows = torch.arange(bins)  # those that measure, which the server knows; `disguise` adds others
         features = math.prod(self.shape)
-        self.measure = nn.Linear(features, bins)
+        self.linear = nn.Linear(features, bins)
         self.back = nn.Linear(bins, features) if connection == "linear" else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Imprint(nn.Module):
         if x.shape[1:] != self.shape:
             raise ValueError(f"the imprint takes inputs of shape {self.shape}, got {tuple(x.shape[1:])}")
         ceiling = self.gain if self.variant == "sparse" else None
-        activation = self.measure(x.flatten(1)).clamp(0, ceiling)
+        activation = self.linear(x.flatten(1)).clamp(0, ceiling)
         if self.back is not None:
             return self.back(activation).reshape(x.shape)
         mean = activation.mean(1) / self.gain
@@ -118,7 +118,7 @@ def arm(imprint: Imprint, measurement: Tensor, edges: Tensor) -> Imprint:
     ----------
     Fowl et al. 2022, Sec. 3.3 (``W = h, b = -c``) and Sec. 4.3 (``W = h / delta, b = -c / delta``).
     """
-    weight, bias = imprint.measure.weight, imprint.measure.bias
+    weight, bias = imprint.linear.weight, imprint.linear.bias
     if measurement.shape != weight.shape[1:]:
         raise ValueError(
             f"measurement must have shape {tuple(weight.shape[1:])}, got {tuple(measurement.shape)}"
@@ -138,6 +138,43 @@ def arm(imprint: Imprint, measurement: Tensor, edges: Tensor) -> Imprint:
         imprint.back.weight.fill_(1 / (imprint.bins * imprint.gain))
         imprint.back.bias.zero_()
     return imprint
+
+
+def from_public(
+    public: Tensor,
+    bins: int,
+    *,
+    measurement: Tensor | None = None,
+    variant: Variant = "cumulative",
+    connection: Connection = "addition",
+    gain: float = 1.0,
+) -> Imprint:
+    """Build an imprint and arm it for data like these: what a server does that has public images of the same kind.
+
+    Parameters
+    ----------
+    public
+        ``[P, *shape]``, samples like the clients', more than ``bins``.
+    bins
+        At least 2; bins of equal mass on the public samples.
+    measurement
+        As for `arm`; None: the mean brightness.
+    variant, connection, gain
+        As for `Imprint`.
+
+    Raises
+    ------
+    ValueError
+        As for `Imprint`, `bins_from_public` and `arm`.
+
+    References
+    ----------
+    Fowl et al. 2022, Sec. 3.3.
+    """
+    shape = public.shape[1:]
+    layer = Imprint(shape, bins, variant=variant, connection=connection, gain=gain)
+    measurement = mean_brightness(shape) if measurement is None else measurement
+    return arm(layer, measurement, bins_from_public(measure(public, measurement), bins))
 
 
 @dataclass(frozen=True)
@@ -188,7 +225,7 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     """
     name, imprint = find(model)
     update.check(model)
-    layer = update.layer(f"{name}.measure" if name else "measure")
+    layer = update.layer(f"{name}.linear" if name else "linear")
     rows = ascending(imprint).to(layer["bias"].device)
     weight, bias = layer["weight"], layer["bias"]
     in_order = len(rows) == len(bias) and bool((rows[1:] > rows[:-1]).all())
@@ -219,7 +256,7 @@ def _less_the_next(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def alone(imprint: Imprint, inputs: Tensor) -> Tensor:
+def alone_in_bin(imprint: Imprint, inputs: Tensor) -> Tensor:
     """Tell which inputs have a bin to themselves, as the layer computes it: for the evaluation, not the attack.
 
     Parameters
@@ -234,7 +271,7 @@ def alone(imprint: Imprint, inputs: Tensor) -> Tensor:
     Tensor
         bool ``[N]``.
     """
-    activation = imprint.measure(inputs.flatten(1).to(imprint.measure.weight))[:, ascending(imprint)]
+    activation = imprint.linear(inputs.flatten(1).to(imprint.linear.weight))[:, ascending(imprint)]
     inside = activation >= 0  # at the ends of the clamp, too, torch lets the gradient through
     if imprint.variant == "sparse":
         inside &= activation <= imprint.gain
@@ -246,7 +283,7 @@ def alone(imprint: Imprint, inputs: Tensor) -> Tensor:
 def ascending(imprint: Imprint) -> Tensor:
     """Rows of an imprint that measure, int64 ``[bins]``, in the order of their edges."""
     # Bias is minus edge. The sparse variant scales each row, but reads its rows one by one: any order will do.
-    bias = imprint.measure.bias.detach()
+    bias = imprint.linear.bias.detach()
     rows = imprint.rows.to(bias.device)
     return rows[bias[rows].argsort(descending=True, stable=True)]
 

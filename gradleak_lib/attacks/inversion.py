@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,14 @@ def invert(
     shape: tuple[int, int, int],
     labels: Tensor | None = None,
     search: Search = PAPER,
-    **options: Any,
+    *,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    batch_size: int | None = None,
+    compiled: bool = False,
+    snapshots: Sequence[int] = (),
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
 ) -> Inversion:
     """Reconstruct the images behind one update; see `invert_all` for the parameters.
 
@@ -60,10 +67,24 @@ def invert(
     ----------
     labels
         int64 ``[n]``; None: read from the update.
-    **options
-        Of `invert_all`.
+    search
+        How to search: ``Search(iterations=200)`` for a shorter one.
     """
-    return invert_all([update], model, shape, None if labels is None else [labels], search, **options)[0]
+    [found] = invert_all(
+        [update],
+        model,
+        shape,
+        None if labels is None else [labels],
+        search,
+        mean=mean,
+        std=std,
+        batch_size=batch_size,
+        compiled=compiled,
+        snapshots=snapshots,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    return found
 
 
 def invert_all(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib.federated.functional import as_function, like
+from gradleak_lib.federated.functional import as_function, cast_like
 from gradleak_lib.federated.update import Update, check_finite
 from gradleak_lib.models import last_layer
 
@@ -358,7 +358,7 @@ def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     try:
         with torch.random.fork_rng({example.device} if example.is_cuda else ()):
             torch.manual_seed(0)  # for dropout, in a model that is in training mode
-            outputs = [as_function(model)(buffers, like(example, part)) for part in images.split(512)]
+            outputs = [as_function(model)(buffers, cast_like(example, part)) for part in images.split(512)]
     finally:
         hook.remove()
     if len(images) == 0 or not seen or seen[0].ndim != 2:

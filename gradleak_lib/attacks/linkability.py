@@ -6,8 +6,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from gradleak_lib.federated import Observations
@@ -44,7 +42,7 @@ def features(observed: Observations, layer: str | None = None) -> Array:
     ----------
     Orekondy et al. 2018, Sec. 6 (flattened and L2-normalised parameters of the last layer).
     """
-    flat = observed.layer(layer).float().numpy()
+    flat = observed.matrix(layer).float().numpy()
     if not np.isfinite(flat).all():
         raise ValueError("an update holds NaN or infinity: leave it out, or lower the clients' learning rate")
     # Not scikit-learn's normalize, which leaves what is shorter than a millionth as it is.
@@ -52,7 +50,7 @@ def features(observed: Observations, layer: str | None = None) -> Array:
     return (flat / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32, copy=False)
 
 
-def span(known: Array, unknown: Array) -> tuple[Array, Array]:
+def span_coordinates(known: Array, unknown: Array) -> tuple[Array, Array]:
     """Coordinates of wide features in the space that the known ones span: N numbers instead of D.
 
     Distances between known features, and which known ones lie closest to an unknown one, stay as they are, and so
@@ -286,6 +284,8 @@ def _partners(owners: NDArray[np.int64], senders: NDArray[np.int64], row: int) -
 def _knn(
     known: Array, place: NDArray[np.int64], unknown: Array, classes: int, seed: int
 ) -> NDArray[np.float64]:
+    from sklearn.neighbors import KNeighborsClassifier
+
     model = KNeighborsClassifier(min(10, len(known))).fit(known, place)
     return model.predict_proba(unknown)
 
@@ -293,6 +293,8 @@ def _knn(
 def _svm(
     known: Array, place: NDArray[np.int64], unknown: Array, classes: int, seed: int
 ) -> NDArray[np.float64]:
+    from sklearn.svm import LinearSVC
+
     model = LinearSVC(C=1.0, random_state=seed).fit(known, place)
     margins = model.decision_function(unknown)
     return margins if classes > 2 else np.stack([-margins, margins], axis=1)

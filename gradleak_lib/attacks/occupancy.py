@@ -8,7 +8,6 @@ import math
 from fractions import Fraction
 
 import numpy as np
-from scipy.special import betaln
 
 
 def expected_recovered(n: int, k: int, *, tail: float = 0.0, public: int | None = None) -> float:
@@ -52,6 +51,8 @@ def expected_recovered(n: int, k: int, *, tail: float = 0.0, public: int | None 
     if tail:
         raise ValueError("give tail or public, not both")
     a = (public + 1) / k
+    from scipy.special import betaln
+
     return k * n * math.exp(betaln(a + 1, public + n - a) - betaln(a, public + 1 - a))
 
 

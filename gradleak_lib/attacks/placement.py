@@ -1,12 +1,15 @@
 """Where an imprint stands in a network, and how the layers before it are made to let the input through."""
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from gradleak_lib.attacks.imprint import Imprint
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 # The places that the paper shows in a ResNet-18, by the module that the imprint is put before.
 POSITIONS = {"block 1": "layer1", "block 3": "layer3", "block 4": "layer4", "pooling": "avgpool"}
@@ -89,7 +92,7 @@ def layer_inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pass_through(resnet: ResNet, name: str) -> ResNet:
+def pass_through(resnet: "ResNet", name: str) -> "ResNet":
     """Set the layers before a stage of a ResNet so that its first three channels carry the image.
 
     Batch norms become the identity, residual paths return zero, the first convolution and the shortcut
@@ -112,7 +115,9 @@ def pass_through(resnet: ResNet, name: str) -> ResNet:
     ----------
     Fowl et al. 2022, Sec. 4.3 and App. B; Figs. 11 to 15.
     """
-    if not isinstance(resnet, ResNet) or name not in POSITIONS.values():
+    from gradleak_lib._torchvision import torchvision
+
+    if not isinstance(resnet, torchvision.models.ResNet) or name not in POSITIONS.values():
         raise ValueError(f"expected a torchvision ResNet and one of {list(POSITIONS.values())}, got {name!r}")
     for stage in _ORDER[: _ORDER.index(name)]:
         for module in resnet.get_submodule(stage).modules():
@@ -124,7 +129,7 @@ def pass_through(resnet: ResNet, name: str) -> ResNet:
                 module.weight.fill_((1 + module.eps) ** 0.5)
                 module.bias.zero_()
         for module in resnet.get_submodule(stage).modules():
-            if isinstance(module, BasicBlock):
+            if isinstance(module, torchvision.models.resnet.BasicBlock):
                 module.bn2.weight.zero_()
                 if module.downsample is not None:
                     _copy_channels(module.downsample[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gradleak_lib.attacks.matching import Distance, Matcher
-from gradleak_lib.federated.checkpoint import write_whole
+from gradleak_lib.federated.checkpoint import save_whole
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -225,13 +225,13 @@ def run(
                     if progress:
                         bar.set_postfix(objective=f"{state.lowest.min().item():.4f}")
                     if file is not None and time.monotonic() - written > SECONDS_BETWEEN_CHECKPOINTS:
-                        write_whole(file.path, state.content() | {"key": file.key})
+                        save_whole(file.path, state.content() | {"key": file.key})
                         written = time.monotonic()
             state.consider(objective()[0])
             if state.done in snapshots:
                 state.kept[state.done] = images.clone()
             if file is not None:
-                write_whole(file.path, state.content() | {"key": file.key})
+                save_whole(file.path, state.content() | {"key": file.key})
     except KeyboardInterrupt:
         # Nothing is written: the interrupt may have come between two halves of a step.
         if state.done == 0:

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from gradleak_lib.data.corpora import read_blogs, read_shakespeare
@@ -24,7 +23,7 @@ def load(
     name: str | os.PathLike[str],
     size: int | None = None,
     *,
-    n: int | None = None,
+    sample: int | None = None,
     seed: int = 0,
     split: str = "test",
     root: str | os.PathLike[str] | None = None,
@@ -44,9 +43,9 @@ def load(
     size
         Height and width in pixels. None: 224 for photos (which come in 8 to 224) and folders, 32 for places (8 to
         90), else the data set's own.
-    n
-        Number of images, drawn without replacement. None: all, in the order of the files; 64 for photos,
-        1,000 for places.
+    sample
+        How many images to draw at random, without replacement. None: all, in the order of the files; 64 for photos,
+        1,000 for places, which are cut at random, too.
     seed
         Seed of the draw, 0 or more.
     split
@@ -67,18 +66,20 @@ def load(
     Raises
     ------
     ValueError
-        If an argument is not one of those allowed, or ``n`` is more than there are.
+        If an argument is not one of those allowed, or ``sample`` is more than there are.
     MissingData
         If the data set is not on this machine.
     CorruptData
         If a file of it is damaged.
     """
-    _check_arguments(size, n, seed, split)
+    _check_arguments(size, sample, seed, split)
     if name == "photos":
-        return load_photos(size or MAX_SIZE, 64 if n is None else n, seed=seed, distinct=distinct)
+        return load_photos(size or MAX_SIZE, 64 if sample is None else sample, seed=seed, distinct=distinct)
     if name == "places":
-        return load_places(size or 32, 1000 if n is None else n, seed=seed)
+        return load_places(size or 32, 1000 if sample is None else sample, seed=seed)
     if name == "digits":
+        from sklearn.datasets import load_digits
+
         bunch = load_digits()
         # The grey levels run from 0 to 16.
         images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
@@ -88,11 +89,11 @@ def load(
     else:
         folder = find_folder(name, root)
         paths, numbers, classes = list_folder(folder)
-        chosen = _choose(name, len(paths), n, seed)
+        chosen = _choose(name, len(paths), sample, seed)
         images = read_images([paths[i] for i in chosen.tolist()], size or MAX_SIZE)
         title = folder.resolve().name if Path(name).is_absolute() else str(name)
         return ImageDataset(to_float(images), torch.tensor(numbers)[chosen], classes, title)
-    chosen = _choose(name, len(images), n, seed)
+    chosen = _choose(name, len(images), sample, seed)
     return ImageDataset(to_float(images[chosen], size), labels[chosen], classes, str(name))
 
 
@@ -192,22 +193,22 @@ def find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     )
 
 
-def _check_arguments(size: int | None, n: int | None, seed: int, split: str) -> None:
+def _check_arguments(size: int | None, sample: int | None, seed: int, split: str) -> None:
     """Raise ValueError at the first argument of `load` that no data set allows."""
     if size is not None and size < 1:
         raise ValueError(f"size={size}: it must be at least 1 pixel, or None")
-    if n is not None and n < 1:
-        raise ValueError(f"n={n}: it must be at least 1, or None for all")
+    if sample is not None and sample < 1:
+        raise ValueError(f"sample={sample}: it must be at least 1, or None for all")
     if seed < 0:
         raise ValueError(f"seed={seed}: it must be 0 or more")
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: it must be one of {', '.join(SPLITS)}")
 
 
-def _choose(name: str | os.PathLike[str], available: int, n: int | None, seed: int) -> Tensor:
-    """Return the rows to take: all in order, or ``n`` drawn without replacement (int64 ``[n]``)."""
-    if n is None:
+def _choose(name: str | os.PathLike[str], available: int, sample: int | None, seed: int) -> Tensor:
+    """Return the rows to take: all in order, or ``sample`` drawn without replacement (int64 ``[sample]``)."""
+    if sample is None:
         return torch.arange(available)
-    if n > available:
-        raise ValueError(f"n={n}: {name} has {available} images")
-    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:n]
+    if sample > available:
+        raise ValueError(f"sample={sample}: {name} has {available} images")
+    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:sample]

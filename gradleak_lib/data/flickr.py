@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from gradleak_lib.data.folder import read_images
 from gradleak_lib.data.images import to_float
@@ -187,7 +186,12 @@ def pipa(
     for line, row in _table(owners, "photoset_id", "owner"):
         if owner_of.setdefault(row["photoset_id"], row["owner"]) != row["owner"]:
             raise CorruptData(f"{owners}: line {line}: photoset {row['photoset_id']} has another owner above")
-    names = set(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]) - {"__background__", "N/A"}
+    from gradleak_lib._torchvision import torchvision
+
+    names = set(torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]) - {
+        "__background__",
+        "N/A",
+    }
     seen = _pipa_labels(labels, names)
     photos: dict[str, _Photo] = {}
     for line, photoset, photo, subset in _heads(folder / "index.txt"):

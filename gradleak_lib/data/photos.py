@@ -93,7 +93,7 @@ def load_photos(size: int, n: int, *, seed: int = 0, distinct: bool = True) -> I
         labels.append(label)
     if len(crops) < n:
         raise ValueError(
-            f"n={n}: only {len(crops)} distinct photos of {size}x{size} fit; ask for fewer, "
+            f"sample={n}: only {len(crops)} distinct photos of {size}x{size} fit; ask for fewer, "
             "for a smaller size, or for distinct=False"
         )
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-import platformdirs
-
 
 class MissingData(FileNotFoundError):
     """A data set is not on this machine; the one-line message says what to run."""
@@ -32,8 +30,11 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     Path
         The folder, which need not exist.
     """
-    if root is None:
-        root = os.environ.get("GRADLEAK_DATA") or platformdirs.user_cache_path("gradleak")
+    root = os.environ.get("GRADLEAK_DATA") if root is None else root
+    if not root:
+        import platformdirs
+
+        root = platformdirs.user_cache_path("gradleak")
     return Path(root).expanduser()
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
@@ -93,6 +92,8 @@ def digit_scenes(
 @cache
 def glyph_cut() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of the glyphs behind public scenes, held-out scenes, and the users' own: one cut for all seeds."""
+    from sklearn.datasets import load_digits
+
     order = np.random.default_rng(CUT_SEED).permutation(len(load_digits().target))
     public, test = round(_PUBLIC_SHARE * len(order)), round(_TEST_SHARE * len(order))
     return order[:public], order[public : public + test], order[public + test :]
@@ -127,6 +128,8 @@ def _draw_scenes(
     taste = np.repeat(tastes.reshape(-1, CLASSES), per_session, axis=0)
     digits = (rng.random((count, MOST_DIGITS, 1)) > taste.cumsum(-1)[:, None, :-1]).sum(-1)
     shown = np.arange(MOST_DIGITS) < rng.integers(1, MOST_DIGITS + 1, count)[:, None]
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     pools = [glyphs[bunch.target[glyphs] == digit] for digit in range(CLASSES)]
     sizes = np.array([len(pool) for pool in pools])

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.datasets import load_breast_cancer
 from torch import Tensor
-from torchvision.datasets.utils import check_md5, download_url
 
 from gradleak_lib.data.images import row_index
 from gradleak_lib.data.root import corrupt, data_root, missing, staged
+from gradleak_lib.data.torchvision_sets import md5_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLES = ("breast-cancer", "adult")
 _SPLITS = ("train", "test")
@@ -93,7 +95,7 @@ class TabularDataset:
         index = row_index(indices, len(self))
         return replace(self, features=self.features[index], labels=self.labels[index])
 
-    def decode(self, features: Tensor) -> pd.DataFrame:
+    def decode(self, features: Tensor) -> "pd.DataFrame":
         """Turn rows of numbers back into rows in the original units.
 
         Parameters
@@ -131,6 +133,8 @@ class TabularDataset:
             else:
                 numbers = self.low[first] + rows[:, first] * (self.high[first] - self.low[first])
                 table[column] = np.rint(numbers).astype(np.int64) if column in self.whole else numbers
+        import pandas as pd
+
         return pd.DataFrame(table)
 
 
@@ -170,6 +174,8 @@ def load_tabular(
     if split not in _SPLITS:
         raise ValueError(f"split={split!r}: it must be one of {', '.join(_SPLITS)}")
     if name == "breast-cancer":
+        from sklearn.datasets import load_breast_cancer
+
         bunch = load_breast_cancer(as_frame=True)
         return _encode(bunch.data, bunch.data, bunch.target.to_numpy(), tuple(bunch.target_names), name)
     if name != "adult":
@@ -187,27 +193,33 @@ def load_tabular(
 
 def fetch_adult(root: Path) -> None:
     """Download the files of "adult" from UCI's repository unless they are there."""
+    from gradleak_lib._torchvision import torchvision
+
     if all((root / "adult" / file).is_file() for file in _ADULT_FILES):
         return
     with staged("adult", root) as folder:
         for file, md5 in _ADULT_FILES.items():
-            download_url(_ADULT_URL + file, str(folder / "adult"), file, md5)
+            torchvision.datasets.utils.download_url(_ADULT_URL + file, str(folder / "adult"), file, md5)
 
 
-def _read_adult(path: Path) -> pd.DataFrame:
+def _read_adult(path: Path) -> "pd.DataFrame":
     """Read one file of "adult" as it stands; an unknown value is the category "?"."""
     if not path.is_file():
         raise missing("adult", path)
-    if not check_md5(path, _ADULT_FILES[path.name]):
+    if md5_of(path) != _ADULT_FILES[path.name]:
         raise corrupt("adult", path)
     # The first line of the test file starts with a bar.
+    import pandas as pd
+
     return pd.read_csv(path, names=_ADULT_COLUMNS, skipinitialspace=True, comment="|", na_filter=False)
 
 
 def _encode(
-    rows: pd.DataFrame, train: pd.DataFrame, labels: np.ndarray, classes: tuple[str, ...], name: str
+    rows: "pd.DataFrame", train: "pd.DataFrame", labels: np.ndarray, classes: tuple[str, ...], name: str
 ) -> TabularDataset:
     """Scale numbers and spread categories out, by the ranges and values of the training rows."""
+    import pandas as pd
+
     columns: list[str] = []
     low: list[float] = []
     high: list[float] = []

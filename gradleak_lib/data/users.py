@@ -163,7 +163,7 @@ class ClientData:
 
 
 def split_clients(
-    data: UserDataset, how: Split, *, clients: int = 2, samples: int | None = None, seed: int = 0
+    data: UserDataset, how: Split, *, devices: int = 2, samples: int | None = None, seed: int = 0
 ) -> ClientData:
     """Lay each user's items on several clients.
 
@@ -175,8 +175,8 @@ def split_clients(
         ``"random"``: items by chance, so that all devices of a user are alike. ``"album"``: whole albums (the
         paper's photosets and days) by chance. ``"chrono"``: the user's stream cut into consecutive parts, as if a
         new device had been bought.
-    clients
-        Clients of each user, 2 or more.
+    devices
+        Devices of each user, 2 or more; each is a client.
     samples
         At most this many samples on a client, drawn from its own; None keeps all.
     seed
@@ -190,7 +190,7 @@ def split_clients(
     Raises
     ------
     ValueError
-        If an argument is out of range, or a user has fewer items (albums) than clients.
+        If an argument is out of range, or a user has fewer items (albums) than devices.
 
     References
     ----------
@@ -198,9 +198,9 @@ def split_clients(
     """
     if how not in SPLITS:
         raise ValueError(f"how={how!r}: it must be one of {', '.join(SPLITS)}")
-    if clients < 2 or (samples is not None and samples < 1):
+    if devices < 2 or (samples is not None and samples < 1):
         raise ValueError(
-            f"clients must be 2 or more and samples 1 or more, got clients={clients}, samples={samples}"
+            f"devices must be 2 or more and samples 1 or more, got devices={devices}, samples={samples}"
         )
     if len(data) == 0 or int(data.users.min()) < 0:
         raise ValueError("data must hold users' samples, and none of nobody's (user -1)")
@@ -209,19 +209,18 @@ def split_clients(
     rows: list[Tensor] = []
     owners: list[int] = []
     for user, mine in by_user(data):
-        parts = _deal(data, mine, how, clients, rng)
+        parts = _deal(data, mine, how, devices, rng)
         if any(len(part) == 0 for part in parts):
             unit = "albums" if how == "album" else "items"
             raise ValueError(
-                f"user {data.user_names[user]!r} has too few {unit} to fill {clients} clients: "
+                f"user {data.user_names[user]!r} has too few {unit} to fill {devices} devices: "
                 f"leave the user out, or split by another rule than {how!r}"
             )
         if samples is not None:
             parts = [np.sort(thinning.permutation(part)[:samples]) for part in parts]
         rows += [torch.from_numpy(part) for part in parts]
-        owners += [user] * clients
-    devices = torch.arange(len(rows)) % clients
-    return ClientData(data, tuple(rows), torch.tensor(owners), devices)
+        owners += [user] * devices
+    return ClientData(data, tuple(rows), torch.tensor(owners), torch.arange(len(rows)) % devices)
 
 
 def by_user(data: UserDataset) -> Iterator[tuple[int, np.ndarray]]:

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import QMNIST
-from torchvision.datasets.utils import download_and_extract_archive
 
 from gradleak_lib.data.images import to_float
 from gradleak_lib.data.root import corrupt, data_root, missing, staged
@@ -90,9 +88,13 @@ def fetch_writers(root: Path) -> None:
     fetch_set("mnist", root)
     if any(path.is_file() for path in _places(root)):
         return
-    address, md5 = QMNIST.resources["train"][1]
+    from gradleak_lib._torchvision import torchvision
+
+    address, md5 = torchvision.datasets.QMNIST.resources["train"][1]
     with staged("qmnist", root) as folder:
-        download_and_extract_archive(address, str(folder / "QMNIST" / "raw"), md5=md5)
+        torchvision.datasets.utils.download_and_extract_archive(
+            address, str(folder / "QMNIST" / "raw"), md5=md5
+        )
 
 
 def _places(root: Path) -> tuple[Path, Path]:

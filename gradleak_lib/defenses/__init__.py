@@ -13,7 +13,7 @@ from gradleak_lib.defenses.background import (
 from gradleak_lib.defenses.clipping import clip, dp_sgd
 from gradleak_lib.defenses.composition import UpdateDefense, chain
 from gradleak_lib.defenses.compression import compress, compress_as_released, compress_classes
-from gradleak_lib.defenses.inspection import inspect_layers, inspect_update, suspicious
+from gradleak_lib.defenses.inspection import find_alarms, inspect_layers, inspect_update
 from gradleak_lib.defenses.noise import gaussian_noise, laplacian_noise
 from gradleak_lib.defenses.privacy import epsilon, noise_multiplier_for
 from gradleak_lib.defenses.private_training import dp_fedavg
@@ -32,6 +32,7 @@ __all__ = [
     "dp_fedavg",
     "dp_sgd",
     "epsilon",
+    "find_alarms",
     "gaussian_noise",
     "inspect_layers",
     "inspect_update",
@@ -40,5 +41,4 @@ __all__ = [
     "quantize",
     "replace_with_background",
     "sign",
-    "suspicious",
 ]

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 
 from gradleak_lib.data.users import ClientData, UserDataset
 
@@ -114,6 +113,8 @@ def add_background_mode(
             f"amount must be 0 or more and finite, modes 1 to {len(background)}, features [{len(background)}, D]; "
             f"got {amount}, {modes}, {np.shape(features)}"
         )
+    from sklearn.cluster import KMeans
+
     mode_of = KMeans(modes, n_init=1, random_state=seed).fit_predict(features)
     members = [np.flatnonzero(mode_of == mode) for mode in np.unique(mode_of)]
 

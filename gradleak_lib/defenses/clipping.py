@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from gradleak_lib.defenses.composition import UpdateDefense
 from gradleak_lib.defenses.noise import gaussian_noise
-from gradleak_lib.federated.functional import as_function, like
+from gradleak_lib.federated.functional import as_function, cast_like
 from gradleak_lib.federated.update import Update, check_finite
 
 
@@ -129,7 +129,7 @@ def dp_sgd(
     with torch.random.fork_rng({example.device} if example.is_cuda else ()):
         torch.manual_seed(seed)  # for dropout
         for part, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
-            each = per_sample(trained, like(example, part), part_labels.to(example.device))
+            each = per_sample(trained, cast_like(example, part), part_labels.to(example.device))
             check_finite(each)
             norms = torch.stack([value.flatten(1).double().norm(dim=1) for value in each.values()]).norm(
                 dim=0

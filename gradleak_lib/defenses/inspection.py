@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from gradleak_lib.federated.functional import as_function, like
+from gradleak_lib.federated.functional import as_function, cast_like
 from gradleak_lib.federated.update import Update, check_finite, rounding_error
 
 # Of a larger layer, so many rows at even distances are compared with each other.
@@ -17,7 +16,7 @@ _ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
-class LayerSigns:
+class LayerStatistics:
     """How the parameters of one layer look.
 
     All but `bias_order` stay the same when the rows change places (of more than 2048 rows, the cosines are those of a
@@ -62,7 +61,7 @@ class LayerSigns:
 
 
 @torch.no_grad()
-def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerSigns]:
+def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerStatistics]:
     """Look at every linear layer and every convolution without groups.
 
     Parameters
@@ -74,7 +73,7 @@ def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerSigns]
 
     Returns
     -------
-    list[LayerSigns]
+    list[LayerStatistics]
         In the order of ``model.named_modules()``. All are computed in double precision: in single precision, a little
         noise on the rows is taken for rounding.
 
@@ -96,7 +95,7 @@ def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerSigns]
     return [_signs(name, layer.weight, layer.bias) for name, layer in layers]
 
 
-def _signs(name: str, weight: Tensor, bias: Tensor | None) -> LayerSigns:
+def _signs(name: str, weight: Tensor, bias: Tensor | None) -> LayerStatistics:
     matrix = weight.flatten(1).double()
     if not matrix.isfinite().all() or (bias is not None and not bias.isfinite().all()):
         raise ValueError(f"layer {name!r} of the model holds NaN or infinity")
@@ -112,7 +111,7 @@ def _signs(name: str, weight: Tensor, bias: Tensor | None) -> LayerSigns:
         spread = distance.std(correction=0).item() * matrix.shape[1] ** 0.5 if used.any() else 0.0
         order = _rank_correlation(distance)
     rows, columns = matrix.shape
-    return LayerSigns(name, rows, columns, effective, participation, largest, median, spread, order)
+    return LayerStatistics(name, rows, columns, effective, participation, largest, median, spread, order)
 
 
 def _ranks(matrix: Tensor) -> tuple[float, float]:
@@ -143,6 +142,8 @@ def _cosines(directions: Tensor) -> tuple[float, float]:
 
 
 def _rank_correlation(values: Tensor) -> float:
+    from scipy.stats import rankdata
+
     numbers = torch.from_numpy(rankdata(values.numpy(force=True))).double()
     places = torch.arange(len(numbers), dtype=torch.float64)
     ranks, places = numbers - numbers.mean(), places - places.mean()
@@ -159,7 +160,7 @@ class Alarm:
     layer
         Name of the layer.
     sign
-        Name of the field of `LayerSigns`.
+        Name of the field of `LayerStatistics`.
     value, threshold
         What was found, and the most (for the two ranks: the least) that an honest layer is granted.
     """
@@ -170,8 +171,8 @@ class Alarm:
     threshold: float
 
 
-def suspicious(
-    signs: Sequence[LayerSigns],
+def find_alarms(
+    signs: Sequence[LayerStatistics],
     *,
     effective_rank: float = 0.3,
     participation: float = 0.025,
@@ -335,7 +336,7 @@ def _layer_inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Ten
     values |= {name: value.detach().clone() for name, value in model.named_buffers()}
     try:
         with torch.random.fork_rng({parameter.device} if parameter.is_cuda else ()):
-            as_function(model)(values, like(parameter, images))
+            as_function(model)(values, cast_like(parameter, images))
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradleak_lib.defenses.clipping import dp_sgd
-from gradleak_lib.federated.update import Update, apply, check_finite
+from gradleak_lib.federated.update import Update, apply_update, check_finite
 
 
 def dp_fedavg(
@@ -77,7 +77,7 @@ def dp_fedavg(
             seed=int(np.random.SeedSequence([seed, step]).generate_state(1)[0]),
             microbatch=batch_size,
         )
-        apply(local, gradient, learning_rate=learning_rate)
+        apply_update(local, gradient, learning_rate=learning_rate)
     received = dict(model.named_parameters())
     delta = {name: value.detach() - received[name].detach() for name, value in local.named_parameters()}
     check_finite(delta)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradleak_lib.data.users import ClientData
+from gradleak_lib.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,9 @@ def digest(settings: str, tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+def save_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, partial(torch.save, dict(content)))
 
 
 def read_whole(path: Path, key: str) -> dict[str, Any]:
@@ -139,7 +129,7 @@ def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:
         "tracked": part.tracked,
         "parameters": {n: value.detach() for n, value in model.named_parameters() if value.requires_grad},
     }
-    write_whole(folder / f"rounds-{part.start:06d}-{part.end:06d}.pt", content)
+    save_whole(folder / f"rounds-{part.start:06d}-{part.end:06d}.pt", content)
 
 
 def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
@@ -163,7 +153,7 @@ def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
     """
     parts: list[Part] = []
     parameters = dict(model.named_parameters())
-    for stray in folder.glob(".part-*"):  # what a killed run was writing
+    for stray in folder.glob(".whole-*"):  # what a killed run was writing
         stray.unlink(missing_ok=True)
     for path in sorted(folder.glob("rounds-[0-9]*-[0-9]*.pt"), key=_longest_first):
         content = read_whole(path, key)

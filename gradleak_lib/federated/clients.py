@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib.federated.functional import as_function, like
+from gradleak_lib.federated.functional import as_function, cast_like
 from gradleak_lib.federated.update import Update, check_finite
 
 Loss = Callable[..., Tensor]
@@ -161,7 +161,7 @@ class _Learner:
 
     def _differentiate(self, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
         """Sum of the losses over ``count``, and its gradient by the trained parameters."""
-        inputs = like(self.first, images)
+        inputs = cast_like(self.first, images)
         targets = labels.to(self.first.device)
         if not (self.channels_last and images.ndim == 4):
             return self._backward(inputs.contiguous(), targets, count)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradleak_lib.data.users import ClientData
-from gradleak_lib.federated.functional import like
+from gradleak_lib.federated.functional import cast_like
 
 
 def train_only(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
@@ -86,7 +86,7 @@ def cached(start: nn.Module, clients: ClientData, *, batch: int = 32) -> ClientD
     first = next(start.parameters())
 
     def computed(part: Tensor) -> Tensor:
-        inputs = like(first, part)
+        inputs = cast_like(first, part)
         if part.ndim != 4 or first.device.type != "cpu":
             return start(inputs)
         try:  # on a CPU, this layout takes less than half of the time

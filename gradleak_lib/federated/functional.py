@@ -28,6 +28,6 @@ def as_function(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
     return call
 
 
-def like(parameter: Tensor, inputs: Tensor) -> Tensor:
+def cast_like(parameter: Tensor, inputs: Tensor) -> Tensor:
     """Return inputs on the device of a parameter, and in its dtype unless they are whole numbers, such as words."""
     return inputs.to(parameter) if inputs.is_floating_point() else inputs.to(parameter.device)

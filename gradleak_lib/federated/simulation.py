@@ -62,7 +62,7 @@ class Observations:
         """Return the same updates with the part of one layer only."""
         return replace(self, tensors={name: self.tensors[name] for name in self._of(layer)})
 
-    def layer(self, name: str | None = None) -> Tensor:
+    def matrix(self, layer: str | None = None) -> Tensor:
         """One layer's part of all updates, as float ``[N, D]`` on the CPU; None: everything that was observed.
 
         Raises
@@ -70,7 +70,7 @@ class Observations:
         ValueError
             If that layer was not observed.
         """
-        found = [self.tensors[key] for key in self._of(name)]
+        found = [self.tensors[key] for key in self._of(layer)]
         return torch.cat([value.flatten(1) for value in found], dim=1).cpu()
 
     def _of(self, layer: str | None) -> list[str]:

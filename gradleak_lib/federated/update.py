@@ -21,7 +21,7 @@ class Update:
 
     No value is looked at when an update is made: one pass over all of them would cost a client more than a percent
     of its gradient. NaN and infinity are refused by whatever reads the tensors: `layer`, `flat`, `aggregate`,
-    `apply`, and `from_tensors` for what comes from elsewhere.
+    `apply_update`, and `from_tensors` for what comes from elsewhere.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def aggregate(updates: Sequence[Update]) -> Update:
 
 
 @torch.no_grad()
-def apply(model: nn.Module, update: Update, *, learning_rate: float = 1.0) -> nn.Module:
+def apply_update(model: nn.Module, update: Update, *, learning_rate: float = 1.0) -> nn.Module:
     """Take the server's step, in place: descend along a gradient, or add a parameter difference.
 
     Parameters

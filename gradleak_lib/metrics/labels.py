@@ -1,7 +1,6 @@
 """Scores of attacks on labels."""
 
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 
@@ -59,5 +58,7 @@ def chance_success_rate(true: Tensor) -> float:
     if samples < 1 or counts.min() < 0:
         raise ValueError(f"counts must be 0 or more and not all zero, got {counts.tolist()[:8]}")
     p = 1 / classes
+    from scipy.stats import binom
+
     hits = samples * p * binom.cdf(counts - 2, samples - 1, p) + counts * binom.sf(counts - 1, samples, p)
     return float(hits.sum()) / samples

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
-from sklearn.metrics import average_precision_score
 
 Array = NDArray[np.float64]
 
@@ -171,6 +168,8 @@ def matching_ap(same: ArrayLike, probabilities: ArrayLike) -> float:
     probabilities
         float ``[P]``: higher is likelier.
     """
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(np.asarray(same), np.asarray(probabilities)))
 
 
@@ -198,6 +197,9 @@ def identity_bits(scores: ArrayLike, users: ArrayLike, clients: ArrayLike) -> fl
         raise ValueError("the temperature is found on other clients: there must be two or more")
     fold = place % 2
     count = table.shape[1]
+    from scipy.optimize import minimize_scalar
+    from scipy.special import softmax
+
     table = table - table.mean(axis=1, keepdims=True)
     table /= max(float(table.std()), np.finfo(float).tiny)  # the temperatures that are tried lie around 1
 

@@ -1,14 +1,14 @@
 """How close reconstructions come to the originals."""
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 Cost = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,7 +33,7 @@ def psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
         count as if they differed by a hundredth of the unit roundoff, 178 dB in single precision.
     """
     _check_pair(reconstructions, originals)
-    scores = peak_signal_noise_ratio(
+    scores = _torchmetrics().peak_signal_noise_ratio(
         reconstructions.clamp(0, 1),
         originals.to(reconstructions),
         data_range=1.0,
@@ -55,7 +55,7 @@ def ssim(reconstructions: Tensor, originals: Tensor) -> Tensor:
     _check_pair(reconstructions, originals)
     if min(originals.shape[2:]) < 11:
         raise ValueError(f"SSIM needs images of 11x11 or larger, got {tuple(originals.shape[2:])}")
-    scores = structural_similarity_index_measure(
+    scores = _torchmetrics().structural_similarity_index_measure(
         reconstructions.clamp(0, 1), originals.to(reconstructions), data_range=1.0, reduction="none"
     )
     return scores.reshape(-1) if isinstance(scores, Tensor) else scores[0].reshape(-1)
@@ -158,6 +158,8 @@ def match(reconstructions: Tensor, originals: Tensor, *, cost: Cost = negative_p
             )
         if not costs.isfinite().all():
             raise ValueError("the costs hold NaN or infinity: check the reconstructions for them")
+        from scipy.optimize import linear_sum_assignment
+
         rows, columns = linear_sum_assignment(costs.numpy())
         partner[torch.from_numpy(columns)] = torch.from_numpy(rows)
     return partner
@@ -260,3 +262,10 @@ def score(reconstructions: Tensor, originals: Tensor, *, pool: Tensor | None = N
 def _check_pair(reconstructions: Tensor, originals: Tensor) -> None:
     if reconstructions.shape != originals.shape:
         raise ValueError(f"shapes differ: {tuple(reconstructions.shape)} and {tuple(originals.shape)}")
+
+
+def _torchmetrics() -> ModuleType:
+    """torchmetrics' functions for images; it imports torchvision, which ours has to let in first."""
+    from gradleak_lib import _torchvision  # noqa: F401
+
+    return importlib.import_module("torchmetrics.functional.image")

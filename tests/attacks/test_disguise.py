@@ -17,12 +17,12 @@ CONNECTIONS = pytest.mark.parametrize("connection", ["addition", "linear"])
 
 @pytest.fixture(scope="module")
 def public():
-    return load("photos", 16, n=1500, seed=99, distinct=False).images
+    return load("photos", 16, sample=1500, seed=99, distinct=False).images
 
 
 @pytest.fixture(scope="module")
 def private():
-    return load("photos", 16, n=32, seed=1)
+    return load("photos", 16, sample=32, seed=1)
 
 
 def armed(public, **options):
@@ -53,7 +53,7 @@ def test_a_permuted_imprint_recovers_the_same_images(public, private, variant, c
     assert torch.equal(layer.rows.argsort()[permuted.bins].sort().values, plain.bins)
     # Where two sums nearly cancel, the order of summation is seen.
     assert torch.allclose(permuted.inputs[order], plain.inputs, atol=1e-4)
-    both = [imprint.alone(one, private.images) for one in (layer, armed(public, variant=variant))]
+    both = [imprint.alone_in_bin(one, private.images) for one in (layer, armed(public, variant=variant))]
     assert torch.equal(*both)
     assert exact(layer, private)[both[0]].all()
 
@@ -64,11 +64,11 @@ def test_noise_on_the_rows_raises_the_rank_and_costs_the_cumulative_variant_imag
     counts = {amount: 0 for amount in (1e-3, 0.1, 4.0)}
     for amount in counts:
         layer = disguise.randomise_rows(armed(public, variant=variant), amount, seed=3)
-        noise = (layer.measure.weight - plain.measure.weight).detach()
+        noise = (layer.linear.weight - plain.measure.weight).detach()
         relative = (noise.norm(dim=1) / plain.measure.weight.norm(dim=1)).square().mean().sqrt()
         assert relative.item() == pytest.approx(amount, rel=0.05)
-        assert torch.equal(layer.measure.bias, plain.measure.bias)
-        assert torch.linalg.matrix_rank(layer.measure.weight.double()) == BINS
+        assert torch.equal(layer.linear.bias, plain.measure.bias)
+        assert torch.linalg.matrix_rank(layer.linear.weight.double()) == BINS
         counts[amount] = int(exact(layer, private).sum())
     assert torch.linalg.matrix_rank(plain.measure.weight.double()) == 1
     assert counts[1e-3] == int(exact(plain, private).sum()) > 10
@@ -93,13 +93,13 @@ def test_decoys_leave_the_attack_as_it_was(public, private, variant, connection)
     layer = armed(public, variant=variant, connection=connection)
     assert disguise.decoy_rows(layer, 40, seed=2) is layer
     disguise.permute_rows(layer, seed=7)
-    assert layer.measure.weight.shape == (BINS + 40, 768)
+    assert layer.linear.weight.shape == (BINS + 40, 768)
     assert layer.bins == len(layer.rows) == BINS
-    assert torch.equal(layer.measure.weight[layer.rows], plain.measure.weight)
-    assert torch.equal(layer.measure.bias[layer.rows], plain.measure.bias)
+    assert torch.equal(layer.linear.weight[layer.rows], plain.measure.weight)
+    assert torch.equal(layer.linear.bias[layer.rows], plain.measure.bias)
     assert set(recovered(layer, private).bins.tolist()) <= set(layer.rows.tolist())
     found = exact(layer, private)
-    assert found[imprint.alone(plain, private.images)].all()
+    assert found[imprint.alone_in_bin(plain, private.images)].all()
     assert found.sum() > 10
 
 

@@ -14,7 +14,7 @@ from gradleak_lib.metrics import psnr
 @pytest.fixture(scope="module")
 def attacked():
     """One digit, the network, its gradient."""
-    digit = data.load("digits", 8, n=1)
+    digit = data.load("digits", 8, sample=1)
     model = models.build("lenet", (1, 8, 8), classes=10)
     return digit, model, fedsgd(model, digit.images, digit.labels)
 

@@ -19,12 +19,12 @@ BRIGHTNESS = imprint.mean_brightness(SHAPE)
 
 @pytest.fixture(scope="module")
 def public():
-    return imprint.measure(load("photos", SIDE, n=4000, seed=99, distinct=False).images, BRIGHTNESS)
+    return imprint.measure(load("photos", SIDE, sample=4000, seed=99, distinct=False).images, BRIGHTNESS)
 
 
 @pytest.fixture(scope="module")
 def private():
-    return load("photos", SIDE, n=64, seed=1)
+    return load("photos", SIDE, sample=64, seed=1)
 
 
 def armed(edges, *, measurement=BRIGHTNESS, shape=SHAPE, host="lenet", dtype=torch.float32, **options):
@@ -43,7 +43,7 @@ def test_every_image_alone_in_its_bin_is_recovered(public, private, variant, con
     edges = imprint.bins_from_public(public, 128)
     model = armed(edges, variant=variant, connection=connection, dtype=dtype)
     score = metrics.score(attack(model, private).inputs, private.images.to(dtype))
-    alone = imprint.alone(model.imprint, private.images)
+    alone = imprint.alone_in_bin(model.imprint, private.images)
     assert 20 < alone.sum() < 60
     assert (score.psnr[alone] > (200 if dtype is torch.float64 else 60)).all()
     assert not score.exact[~alone].any()
@@ -55,7 +55,7 @@ def test_any_network_can_follow(public, private, host):
     some = private.subset(torch.arange(16))
     model = armed(edges, host=host)
     score = metrics.score(attack(model, some).inputs, some.images)
-    alone = imprint.alone(model.imprint, some.images)
+    alone = imprint.alone_in_bin(model.imprint, some.images)
     assert alone.any()
     assert score.exact[alone].all()
 
@@ -66,12 +66,12 @@ def test_any_network_can_follow(public, private, host):
     ids=["brightness", "projection", "feature"],
 )
 def test_any_linear_measurement(private, measurement):
-    values = imprint.measure(load("photos", SIDE, n=2000, seed=98, distinct=False).images, measurement)
+    values = imprint.measure(load("photos", SIDE, sample=2000, seed=98, distinct=False).images, measurement)
     # Pixels are multiples of 1/255 in the source, so a single feature has ties: keep distinct edges.
     edges = torch.unique(imprint.bins_from_public(values, 64))
     model = armed(edges, measurement=measurement, variant="sparse")
     score = metrics.score(attack(model, private).inputs, private.images)
-    alone = imprint.alone(model.imprint, private.images)
+    alone = imprint.alone_in_bin(model.imprint, private.images)
     assert alone.sum() > 5
     assert score.exact[alone].all()
 
@@ -81,7 +81,7 @@ def test_recovered_counts_agree_with_the_exact_expectation(public):
     model = armed(edges)
     counts = []
     for seed in range(20):
-        batch = load("photos", SIDE, n=64, seed=1000 + seed)
+        batch = load("photos", SIDE, sample=64, seed=1000 + seed)
         counts.append(int(metrics.score(attack(model, batch).inputs, batch.images).exact.sum()))
     error = np.std(counts, ddof=1) / len(counts) ** 0.5
     assert abs(np.mean(counts) - occupancy.expected_recovered(64, 128)) < 3 * error
@@ -89,7 +89,7 @@ def test_recovered_counts_agree_with_the_exact_expectation(public):
 
 
 def test_recovered_counts_on_cifar10(real_data):
-    cifar = load("cifar10", n=10_000, root=real_data)
+    cifar = load("cifar10", sample=10_000, root=real_data)
     shape = cifar.images.shape[1:]
     edges = imprint.bins_from_public(imprint.measure(cifar.images[:5000], BRIGHTNESS), 128)
     model = armed(edges, shape=shape)
@@ -97,7 +97,7 @@ def test_recovered_counts_on_cifar10(real_data):
     for start in range(5000, 5000 + 20 * 64, 64):
         batch = cifar.subset(torch.arange(start, start + 64))
         score = metrics.score(attack(model, batch).inputs, batch.images)
-        alone = imprint.alone(model.imprint, batch.images)
+        alone = imprint.alone_in_bin(model.imprint, batch.images)
         assert score.exact[alone].all()
         counts.append(int(score.exact.sum()))
     error = np.std(counts, ddof=1) / len(counts) ** 0.5
@@ -120,7 +120,7 @@ def test_alone_is_what_the_edges_say(public, private):
     bins = torch.bucketize(imprint.measure(private.images, BRIGHTNESS).double(), edges) - 1
     expected = torch.bincount(bins, minlength=64)[bins] == 1
     for variant in ("cumulative", "sparse"):
-        found = imprint.alone(armed(edges, variant=variant).imprint, private.images)
+        found = imprint.alone_in_bin(armed(edges, variant=variant).imprint, private.images)
         assert (found != expected).sum() <= 1
 
 
@@ -140,13 +140,13 @@ def test_federated_averaging_in_double_precision(public, private):
     update = fedavg(model, private.images, private.labels, learning_rate=1e-4, batch_size=8)
     assert update.local_steps == 8
     score = metrics.score(imprint.recover(update, model).inputs, private.images.double())
-    alone = imprint.alone(model.imprint, private.images)
+    alone = imprint.alone_in_bin(model.imprint, private.images)
     assert score.exact[alone].float().mean() > 0.9
 
 
 @pytest.mark.parametrize(("variant", "floor"), [("sparse", 150), ("cumulative", 60)])
 def test_one_shot_returns_the_one_sample_in_the_bin(public, variant, floor):
-    crowd = load("photos", SIDE, n=1024, seed=5)
+    crowd = load("photos", SIDE, sample=1024, seed=5)
     h = imprint.measure(crowd.images, BRIGHTNESS)
     found = 0
     for position in np.linspace(0.2, 0.9, 12):
@@ -164,8 +164,8 @@ def test_one_shot_returns_the_one_sample_in_the_bin(public, variant, floor):
 
 @pytest.mark.parametrize("place", placement.POSITIONS)
 def test_deep_placement_leaks_the_downsampled_image(place):
-    batch = load("photos", 64, n=16, seed=2)
-    seen = load("photos", 64, n=300, seed=97, distinct=False).images
+    batch = load("photos", 64, sample=16, seed=2)
+    seen = load("photos", 64, sample=300, seed=97, distinct=False).images
     name = placement.POSITIONS[place]
     net = placement.pass_through(models.build("resnet18", (3, 64, 64), classes=10), name)
     features = placement.layer_inputs(net, name, batch.images)
@@ -178,7 +178,7 @@ def test_deep_placement_leaks_the_downsampled_image(place):
     layer = imprint.arm(imprint.Imprint(features.shape[1:], 64), weights, edges)
     model = placement.before_layer(net, name, layer)
     score = metrics.score(attack(model, batch).inputs[:, :3], features[:, :3])
-    alone = imprint.alone(layer, features)
+    alone = imprint.alone_in_bin(layer, features)
     assert alone.sum() > 5
     assert score.exact[alone].all()
 
@@ -186,8 +186,8 @@ def test_deep_placement_leaks_the_downsampled_image(place):
 def test_a_dormant_imprint_is_a_trainable_layer(private):
     model = placement.before_input(models.build("mlp", SHAPE, classes=10), imprint.Imprint(SHAPE, 16))
     update = fedsgd(model, private.images, private.labels)
-    assert update.layer("imprint.measure")["weight"].abs().max() > 0
-    assert torch.linalg.matrix_rank(model.imprint.measure.weight) == 16
+    assert update.layer("imprint.linear")["weight"].abs().max() > 0
+    assert torch.linalg.matrix_rank(model.imprint.linear.weight) == 16
 
 
 def test_gain_leaves_the_function_unchanged(public, private):
@@ -283,7 +283,7 @@ def test_an_update_with_nan_is_refused(public, private):
     with pytest.raises(ValueError, match=r"NaN or infinity in 'imprint.*check its inputs"):
         fedsgd(model, images, private.labels)
     tensors = dict(fedsgd(model, private.images, private.labels).tensors)
-    tensors["imprint.measure.weight"] = tensors["imprint.measure.weight"].clone()
-    tensors["imprint.measure.weight"][2, 7] = torch.nan
+    tensors["imprint.linear.weight"] = tensors["imprint.linear.weight"].clone()
+    tensors["imprint.linear.weight"][2, 7] = torch.nan
     with pytest.raises(ValueError, match=r"NaN or infinity in 'imprint\.measure\.weight'"):
         imprint.recover(Update(tensors, "gradient", len(images)), model)

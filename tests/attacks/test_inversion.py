@@ -28,7 +28,7 @@ def relu_net(seed=0):
 
 @pytest.fixture(scope="module")
 def attacked():
-    digits = data.load("digits", 12, n=4)
+    digits = data.load("digits", 12, sample=4)
     model = relu_net()
     return digits, model, fedsgd(model, digits.images[:1], digits.labels[:1])
 
@@ -191,7 +191,7 @@ def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
     search = Search(iterations=40, restarts=2)
     whole = invert(update, model, SHAPE, search=search, snapshots=(1, 30))
     monkeypatch.setattr(searching, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    true, calls = searching.write_whole, []
+    true, calls = searching.save_whole, []
 
     def killed(path, content):
         true(path, content)
@@ -199,10 +199,10 @@ def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
         if len(calls) == 17:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(searching, "write_whole", killed)
+    monkeypatch.setattr(searching, "save_whole", killed)
     with pytest.raises(RuntimeError, match="killed"):
         invert(update, model, SHAPE, search=search, snapshots=(1, 30), checkpoint=file)
-    monkeypatch.setattr(searching, "write_whole", true)
+    monkeypatch.setattr(searching, "save_whole", true)
     resumed = invert(update, model, SHAPE, search=search, snapshots=(1, 30), checkpoint=file)
     assert torch.equal(resumed.images, whole.images)
     assert torch.equal(resumed.trace, whole.trace)
@@ -383,7 +383,7 @@ def test_bad_searches(options):
 
 def test_real_data(real_data):
     """CIFAR-10, through a small untrained network: far better than the mean colour of each image."""
-    cifar = data.load("cifar10", n=4, root=real_data)
+    cifar = data.load("cifar10", sample=4, root=real_data)
     model = models.with_activation(models.build("lenet", (3, 32, 32), classes=10, width=32), nn.ReLU)
     updates = [fedsgd(model, cifar.images[i : i + 1], cifar.labels[i : i + 1]) for i in range(4)]
     found = invert_all(updates, model, (3, 32, 32), search=Search(iterations=300))

@@ -473,7 +473,7 @@ def attacks_on_any(update, model, found):
 @pytest.mark.parametrize("samples", [8, 128])
 def test_real_data(name, samples, real_data):
     """What the issue that asked for these attacks wants of them, on untrained networks and unbalanced batches."""
-    found = data.load(name, n=4000, root=real_data)
+    found = data.load(name, sample=4000, root=real_data)
     private, auxiliary = found.subset(torch.arange(2000)), found.subset(torch.arange(2000, 4000))
     shape = private.images.shape[1:]
     rates = {key: [] for key in ("llg", "llg+", "chance", "sigmoid llg", "sigmoid llg*")}
@@ -502,7 +502,7 @@ def test_real_data(name, samples, real_data):
 
 
 def test_a_hundred_classes():
-    places = data.load("places", 32, n=1500)
+    places = data.load("places", 32, sample=1500)
     rates = []
     for seed in range(5):
         model = models.build("lenet", (3, 32, 32), classes=100, seed=seed)

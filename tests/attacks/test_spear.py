@@ -54,7 +54,7 @@ def test_a_batch_comes_back_exactly_and_in_any_order(samples, seed):
 @pytest.mark.parametrize("samples", [4, 8])
 def test_photographs_come_back_exactly(samples, dtype):
     model = models.build("mlp", (3, 32, 32), classes=10).to(dtype)
-    photos = data.load("photos", 32, n=samples)
+    photos = data.load("photos", 32, sample=samples)
     update = fedsgd(model, photos.images.to(dtype), photos.labels % 10)
     found = spear(update, model, "1")
     images = found.inputs.reshape(-1, 3, 32, 32)

@@ -28,7 +28,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from selenium_axe_python import Axe
 from sphinx.util.inventory import InventoryFile
 
-from gradleak_lib import chapters, claims, execution
+from gradleak_lib.book import chapters, claims, execution
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

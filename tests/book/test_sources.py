@@ -13,7 +13,8 @@ import jupytext
 import pytest
 import torch
 
-from gradleak_lib import chapters, claims, metrics, results
+from gradleak_lib import metrics
+from gradleak_lib.book import chapters, claims, results
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = chapters.chapter_sources(ROOT)

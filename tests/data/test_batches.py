@@ -31,7 +31,7 @@ def test_balanced_batches_are_uniform_and_seeded():
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=50), st.integers(0, 2**31))
 def test_one_image_for_each_label_and_another_each_time(wanted, seed):
-    digits = data.load("digits", n=300)
+    digits = data.load("digits", sample=300)
     labels = torch.tensor(wanted)
     batch = data.draw_images(digits, labels, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(batch.labels, labels)
@@ -51,7 +51,7 @@ def test_unbalanced_rest_is_uniform_and_the_order_random():
 
 
 def test_another_image_for_another_seed():
-    digits = data.load("digits", n=500)
+    digits = data.load("digits", sample=500)
     wanted = torch.full((5,), 3)
     one, other = (
         data.draw_images(digits, wanted, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
@@ -60,7 +60,7 @@ def test_another_image_for_another_seed():
 
 
 def test_bad_input():
-    digits = data.load("digits", n=20)
+    digits = data.load("digits", sample=20)
     with pytest.raises(ValueError, match="samples must be 1 or more"):
         data.draw_labels(0, 10)
     with pytest.raises(ValueError, match="2 if unbalanced"):

@@ -94,7 +94,7 @@ def test_digits_are_those_of_sklearn():
 
 
 def test_digits_resized():
-    whole, large = load("digits", n=30, seed=5), load("digits", 16, n=30, seed=5)
+    whole, large = load("digits", sample=30, seed=5), load("digits", 16, sample=30, seed=5)
     assert large.images.shape == (30, 1, 16, 16)
     assert float(large.images.min()) >= 0
     assert float(large.images.max()) <= 1
@@ -104,9 +104,9 @@ def test_digits_resized():
 
 def test_n_draws_without_replacement():
     whole = load("digits")
-    assert torch.equal(load("digits", n=50, seed=1).images, load("digits", n=50, seed=1).images)
-    assert not torch.equal(load("digits", n=50, seed=1).labels, load("digits", n=50, seed=2).labels)
-    shuffled = load("digits", n=1797)
+    assert torch.equal(load("digits", sample=50, seed=1).images, load("digits", sample=50, seed=1).images)
+    assert not torch.equal(load("digits", sample=50, seed=1).labels, load("digits", sample=50, seed=2).labels)
+    shuffled = load("digits", sample=1797)
     assert not torch.equal(shuffled.labels, whole.labels)
     assert torch.equal(shuffled.labels.bincount(), whole.labels.bincount())
     assert torch.allclose(shuffled.images.sum(0), whole.images.sum(0), atol=1e-2)
@@ -115,8 +115,8 @@ def test_n_draws_without_replacement():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n=0"),
-        ({"n": 1798}, "n=1798: digits has 1797 images"),
+        ({"sample": 0}, "sample=0"),
+        ({"sample": 1798}, "sample=1798: digits has 1797 images"),
         ({"size": 0}, "size=0"),
         ({"seed": -1}, "seed=-1"),
         ({"split": "valid"}, "split='valid': it must be one of train, test"),
@@ -319,7 +319,7 @@ def test_real_cifar10_test_batch_alone(real_data):
     # Every pixel of the batch, by the md5 sum of the order in which torchvision holds them.
     expected = type("CIFAR10", (CIFAR10,), {"train_list": []})(str(real_data), train=False)
     assert hashlib.md5(pixels.numpy().tobytes()).digest() == hashlib.md5(expected.data.tobytes()).digest()
-    assert load("cifar10", 64, n=8, root=real_data).images.shape == (8, 3, 64, 64)
+    assert load("cifar10", 64, sample=8, root=real_data).images.shape == (8, 3, 64, 64)
     with pytest.raises(MissingData, match="data_batch_1"):
         load("cifar10", root=real_data, split="train")
 
@@ -334,7 +334,7 @@ def test_real_cifar10_damaged(real_data, tmp_path):
 
 
 def test_real_mnist(real_data):
-    train, test = load("mnist", root=real_data, split="train"), load("mnist", root=real_data, n=100)
+    train, test = load("mnist", root=real_data, split="train"), load("mnist", root=real_data, sample=100)
     assert train.images.shape == (60_000, 1, 28, 28)
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert float(train.images.mean()) == pytest.approx(0.1307, abs=1e-4)
@@ -347,4 +347,4 @@ def test_real_imagenet_sample(real_data):
     assert len(photos.classes) == 96
     assert photos.name == "imagenet-sample/val"
     assert photos.classes[0] == "n01440764"
-    assert load(real_data / "imagenet-sample/val", n=2).images.shape == (2, 3, 224, 224)
+    assert load(real_data / "imagenet-sample/val", sample=2).images.shape == (2, 3, 224, 224)

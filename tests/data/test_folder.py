@@ -75,13 +75,13 @@ def test_orientation_of_the_camera(tmp_path):
 def test_n_and_seed(tmp_path):
     for i in range(9):
         write_image(tmp_path / f"{i}.png", (i * 20, 0, 0))
-    one, again = load(tmp_path, 4, n=5, seed=1), load(tmp_path, 4, n=5, seed=1)
+    one, again = load(tmp_path, 4, sample=5, seed=1), load(tmp_path, 4, sample=5, seed=1)
     reds = (one.images[:, 0, 0, 0] * 255 / 20).round().tolist()
     assert torch.equal(one.images, again.images)
     assert len(set(reds)) == 5
     assert reds != sorted(reds)
     with pytest.raises(ValueError, match="has 9 images"):
-        load(tmp_path, 4, n=10)
+        load(tmp_path, 4, sample=10)
 
 
 def test_relative_and_under_the_root(tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_relative_and_under_the_root(tmp_path, monkeypatch):
 def test_a_folder_that_bears_a_known_name(tmp_path, monkeypatch):
     write_image(tmp_path / "digits" / "x.png", RED)
     monkeypatch.chdir(tmp_path)
-    assert len(load("digits", n=3)) == 3
+    assert len(load("digits", sample=3)) == 3
     assert len(load("./digits", 8)) == 1
 
 

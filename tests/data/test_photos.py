@@ -69,19 +69,19 @@ def smallest_difference(images: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("size", "n"), [(32, 1500), (64, 300), (224, 64)])
 def test_no_near_duplicates_in_pixels(size, n):
-    photos = load("photos", size, n=n, seed=1)
+    photos = load("photos", size, sample=n, seed=1)
     assert photos.images.shape == (n, 3, size, size)
     assert smallest_difference(photos.images) >= MIN_RMS - 1e-6
 
 
 def test_independent_crops_do_come_close():
     # The test above can fail: without the check, some crops of the same number are near-duplicates.
-    assert smallest_difference(load("photos", 32, n=1500, seed=1, distinct=False).images) < MIN_RMS
+    assert smallest_difference(load("photos", 32, sample=1500, seed=1, distinct=False).images) < MIN_RMS
 
 
 def test_every_crop_shows_something():
     for distinct in (True, False):
-        images = load("photos", 16, n=400, distinct=distinct).images
+        images = load("photos", 16, sample=400, distinct=distinct).images
         assert float(images.var(dim=(2, 3), unbiased=False).mean(1).sqrt().min()) >= MIN_STD - 1e-6
 
 
@@ -108,20 +108,20 @@ def test_the_photographs_are_what_they_were():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_many_crops_fit_at_224(seed):
-    assert len(load("photos", 224, n=200, seed=seed)) == 200
+    assert len(load("photos", 224, sample=200, seed=seed)) == 200
 
 
 def test_too_many_crops_say_how_many_fit():
-    with pytest.raises(ValueError, match=r"n=5000: only (\d+) distinct photos of 224x224 fit") as caught:
-        load("photos", 224, n=5000)
+    with pytest.raises(ValueError, match=r"sample=5000: only (\d+) distinct photos of 224x224 fit") as caught:
+        load("photos", 224, sample=5000)
     fit = int(str(caught.value).split("only ")[1].split()[0])
-    assert len(load("photos", 224, n=fit)) == fit
+    assert len(load("photos", 224, sample=fit)) == fit
     with pytest.raises(ValueError, match="distinct=False"):
-        load("photos", 224, n=fit + 1)
+        load("photos", 224, sample=fit + 1)
 
 
 def test_as_many_independent_crops_as_asked():
-    photos = load("photos", 8, n=3000, distinct=False)
+    photos = load("photos", 8, sample=3000, distinct=False)
     assert len(photos) == 3000
     # Each photograph with probability 1/10: five standard deviations are 82.
     assert (photos.labels.bincount(minlength=10) - 300).abs().max() < 82
@@ -129,19 +129,19 @@ def test_as_many_independent_crops_as_asked():
 
 @pytest.mark.parametrize("distinct", [True, False])
 def test_same_seed_same_crops_whatever_the_global_state(distinct):
-    first = load("photos", 24, n=50, seed=3, distinct=distinct)
+    first = load("photos", 24, sample=50, seed=3, distinct=distinct)
     torch.manual_seed(11)
     np.random.seed(11)  # noqa: NPY002  (the global state is the point)
     state = torch.get_rng_state()
-    again = load("photos", 24, n=50, seed=3, distinct=distinct)
+    again = load("photos", 24, sample=50, seed=3, distinct=distinct)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.labels, again.labels)
-    assert not torch.equal(first.images, load("photos", 24, n=50, seed=4, distinct=distinct).images)
+    assert not torch.equal(first.images, load("photos", 24, sample=50, seed=4, distinct=distinct).images)
 
 
 def test_more_crops_start_with_the_same_ones():
-    assert torch.equal(load("photos", 32, n=20).images, load("photos", 32, n=90).images[:20])
+    assert torch.equal(load("photos", 32, sample=20).images, load("photos", 32, sample=90).images[:20])
 
 
 @pytest.mark.parametrize("size", [7, 225])
@@ -152,7 +152,7 @@ def test_size_out_of_range(size):
 
 def test_a_crop_of_a_place_is_found_in_its_tile():
     """The tiles of chelsea are 90 pixels wide, so crops of 90 are whole squares of them."""
-    places = load("places", 90, n=300, seed=2)
+    places = load("places", 90, sample=300, seed=2)
     pixels = np.asarray(photograph("chelsea"))
     found = 0
     for image, label in zip(places.images, places.labels, strict=True):
@@ -167,11 +167,11 @@ def test_a_crop_of_a_place_is_found_in_its_tile():
 
 
 def test_places_are_a_hundred_and_seeded():
-    places = load("places", 16, n=600, seed=3)
+    places = load("places", 16, sample=600, seed=3)
     assert places.images.shape == (600, 3, 16, 16)
     assert len(places.classes) == 100
     assert len(places.labels.unique()) > 95
-    assert torch.equal(places.images, load("places", 16, n=600, seed=3).images)
-    assert not torch.equal(places.images, load("places", 16, n=600, seed=4).images)
+    assert torch.equal(places.images, load("places", 16, sample=600, seed=3).images)
+    assert not torch.equal(places.images, load("places", 16, sample=600, seed=4).images)
     with pytest.raises(ValueError, match="places come in sizes from 8 to 90"):
         load("places", 91)

@@ -50,7 +50,7 @@ SIZES = st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=12), min_size=
 @settings(max_examples=80, deadline=None)
 def test_every_row_lies_on_one_client_of_its_user(sizes, how, clients, seed):
     data = people(sizes, albums=4)
-    dealt = split_clients(data, how, clients=clients, seed=seed)
+    dealt = split_clients(data, how, devices=clients, seed=seed)
     rows = torch.cat(dealt.rows)
     assert rows.sort().values.tolist() == list(range(len(data)))
     assert len(dealt) == clients * len(sizes) == len(dealt.counts)
@@ -66,7 +66,7 @@ def test_every_row_lies_on_one_client_of_its_user(sizes, how, clients, seed):
 @settings(max_examples=80, deadline=None)
 def test_no_split_tears_an_item_or_its_own_unit(sizes, how, clients, seed):
     data = people(sizes, albums=4)
-    dealt = split_clients(data, how, clients=clients, seed=seed)
+    dealt = split_clients(data, how, devices=clients, seed=seed)
     for units in [data.items] + [data.albums] * (how == "album"):
         kept = [
             {(user, int(unit)) for unit in units[rows]}
@@ -79,7 +79,7 @@ def test_no_split_tears_an_item_or_its_own_unit(sizes, how, clients, seed):
 @settings(max_examples=80, deadline=None)
 def test_chrono_parts_follow_each_other(sizes, clients):
     data = people(sizes)
-    dealt = split_clients(data, "chrono", clients=clients)
+    dealt = split_clients(data, "chrono", devices=clients)
     for user in range(len(sizes)):
         mine = [dealt.rows[client] for client in torch.where(dealt.users == user)[0]]
         assert all(data.times[a].max() < data.times[b].min() for a, b in pairwise(mine))
@@ -171,7 +171,7 @@ def test_public_samples_have_no_devices():
 
 def test_a_large_item_skips_no_client():
     # By their middles alone, the items would fall on clients 0, 1, 3 and 3.
-    dealt = split_clients(people([[1, 1, 97, 1]]), "chrono", clients=4)
+    dealt = split_clients(people([[1, 1, 97, 1]]), "chrono", devices=4)
     assert sorted(dealt.counts.tolist()) == [1, 1, 1, 97]
 
 
@@ -225,7 +225,7 @@ def test_draws_that_are_refused(users, options, message):
 
 @pytest.mark.parametrize("labels", ["classes", "several"])
 def test_images_of_nobody(labels):
-    digits = load("digits", 8, n=7)
+    digits = load("digits", 8, sample=7)
     if labels == "several":
         digits = ImageDataset(digits.images, torch.eye(10)[digits.labels], digits.classes, "several")
     data = unowned(digits)
@@ -243,6 +243,6 @@ def test_images_of_nobody(labels):
 
 
 def test_no_images_of_nobody():
-    nothing = unowned(load("digits", 8, n=7).subset([]))
+    nothing = unowned(load("digits", 8, sample=7).subset([]))
     assert len(nothing) == 0
     assert nothing.sources.shape == (0, 1)

@@ -90,7 +90,7 @@ def gradients_by_opacus(model, images, labels):
 @pytest.mark.parametrize("gradients_of", [gradients_in_a_loop, gradients_by_opacus])
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 1.0])
 def test_dp_sgd_in_double_precision(gradients_of, quantile):
-    digits = data.load("digits", 8, n=9)
+    digits = data.load("digits", 8, sample=9)
     images, labels = digits.images.double(), digits.labels
     each = gradients_of(small_net(), images, labels)
     norms = torch.stack([value.flatten(1).norm(dim=1) for value in each.values()]).norm(dim=0)
@@ -106,7 +106,7 @@ def test_dp_sgd_in_double_precision(gradients_of, quantile):
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 @pytest.mark.parametrize("bound", [0.5, 1e9])
 def test_dp_sgd_clips_each_sample(name, bound):
-    digits = data.load("digits", 16, n=7)
+    digits = data.load("digits", 16, sample=7)
     model = models.build(name, (1, 16, 16), classes=10)
     sent = dp_sgd(model, digits.images, digits.labels, bound=bound, noise_multiplier=0, microbatch=3)
     one_by_one = [
@@ -118,7 +118,7 @@ def test_dp_sgd_clips_each_sample(name, bound):
 
 
 def test_frozen_parameters_are_sent_as_zeros_and_do_not_count():
-    digits = data.load("digits", 8, n=5)
+    digits = data.load("digits", 8, sample=5)
     model = models.build("mlp", (1, 8, 8), classes=10)
     model[1].requires_grad_(False)
     sent = dp_sgd(model, digits.images, digits.labels, bound=0.1, noise_multiplier=1.0)
@@ -131,7 +131,7 @@ def test_frozen_parameters_are_sent_as_zeros_and_do_not_count():
 
 
 def test_dropout_is_seeded_and_the_model_left_alone():
-    digits = data.load("digits", 8, n=5)
+    digits = data.load("digits", 8, sample=5)
     layers = nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(64, 16)), nn.Dropout(0.5), nn.Linear(16, 10))
     before = {name: value.clone() for name, value in layers.state_dict().items()}
     one, same = (
@@ -147,7 +147,7 @@ def test_half_precision_is_clipped_in_double():
 
 
 def test_noise_is_that_of_the_multiplier_and_seeded():
-    digits = data.load("digits", 8, n=4)
+    digits = data.load("digits", 8, sample=4)
     model = models.build("mlp", (1, 8, 8), classes=10)
 
     def sent(multiplier, seed=0):

@@ -12,7 +12,7 @@ from torch import nn
 from gradleak_lib import metrics, models
 from gradleak_lib.attacks import disguise, imprint, placement
 from gradleak_lib.data import load
-from gradleak_lib.defenses.inspection import Alarm, inspect_layers, inspect_update, suspicious
+from gradleak_lib.defenses.inspection import Alarm, find_alarms, inspect_layers, inspect_update
 from gradleak_lib.federated import Update, fedavg, fedsgd
 from gradleak_lib.federated.central import train_centrally
 
@@ -23,12 +23,12 @@ BRIGHTNESS = imprint.mean_brightness(SHAPE)
 
 @pytest.fixture(scope="module")
 def public():
-    return load("photos", 16, n=2000, seed=99, distinct=False).images
+    return load("photos", 16, sample=2000, seed=99, distinct=False).images
 
 
 @pytest.fixture(scope="module")
 def private():
-    return load("photos", 16, n=64, seed=1)
+    return load("photos", 16, sample=64, seed=1)
 
 
 def armed(public, **options):
@@ -40,8 +40,8 @@ def planted(layer):
     return placement.before_input(models.build("lenet", SHAPE, classes=10), layer)
 
 
-def alarms(model, layer="imprint.measure"):
-    return {alarm.sign for alarm in suspicious(inspect_layers(model)) if alarm.layer == layer}
+def alarms(model, layer="imprint.linear"):
+    return {alarm.sign for alarm in find_alarms(inspect_layers(model)) if alarm.layer == layer}
 
 
 def leaks(model, batch, **options):
@@ -56,16 +56,16 @@ def leaks(model, batch, **options):
 def test_no_alarm_on_an_untrained_network(name):
     shape, classes = ((5,), 300) if name == "nplm" else ((3, 32, 32), 10)
     for seed in range(2 if name in ("resnet18", "convnet", "mobilenet-v2") else 10):
-        assert suspicious(inspect_layers(models.build(name, shape, classes=classes, seed=seed))) == []
+        assert find_alarms(inspect_layers(models.build(name, shape, classes=classes, seed=seed))) == []
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lenet", "resnet20"])
 def test_no_alarm_on_a_trained_network(name):
-    digits = load("digits", n=600)
+    digits = load("digits", sample=600)
     model = models.build(name, digits.images.shape[1:], classes=10, seed=1)
     epochs = 2 if name == "resnet20" else 20
     trained = train_centrally(model, digits.images, digits.labels, epochs=epochs, learning_rate=2e-3)
-    assert suspicious(inspect_layers(trained)) == []
+    assert find_alarms(inspect_layers(trained)) == []
 
 
 @pytest.mark.parametrize("variant", ["cumulative", "sparse"])
@@ -82,7 +82,7 @@ def test_a_plain_imprint_shows_every_sign(public, variant, connection):
         "bias_order",
     }
     assert alarms(model) == every
-    (signs,) = (s for s in inspect_layers(model) if s.name == "imprint.measure")
+    (signs,) = (s for s in inspect_layers(model) if s.name == "imprint.linear")
     assert (signs.rows, signs.columns) == (BINS, 768)
     assert signs.effective_rank == pytest.approx(1 / BINS, rel=1e-3)
     assert signs.participation == pytest.approx(1 / BINS, rel=1e-6)
@@ -95,7 +95,7 @@ def test_a_plain_imprint_shows_every_sign(public, variant, connection):
 def test_a_dormant_imprint_shows_nothing():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert suspicious(inspect_layers(planted(imprint.Imprint(SHAPE, BINS)))) == []
+        assert find_alarms(inspect_layers(planted(imprint.Imprint(SHAPE, BINS)))) == []
 
 
 def test_noise_evades_one_sign_after_the_other(public):
@@ -179,13 +179,13 @@ def test_equal_biases_have_no_order():
 
 def test_thresholds():
     signs = inspect_layers(models.build("linear", SHAPE, classes=10))
-    strict = suspicious(signs, bias_spread=0.1, effective_rank=1.0)
+    strict = find_alarms(signs, bias_spread=0.1, effective_rank=1.0)
     assert [alarm.sign for alarm in strict] == ["effective_rank", "bias_spread"]
     assert strict[0] == Alarm("1", "effective_rank", signs[0].effective_rank, 1.0)
-    assert suspicious(signs, bias_spread=math.inf) == []
+    assert find_alarms(signs, bias_spread=math.inf) == []
     for bad in ({"median_cosine": 1.5}, {"effective_rank": -0.1}, {"bias_spread": math.nan}):
         with pytest.raises(ValueError, match="must lie in"):
-            suspicious(signs, **bad)
+            find_alarms(signs, **bad)
 
 
 def test_models_that_cannot_be_inspected():
@@ -211,7 +211,7 @@ def test_what_the_server_reads_the_client_finds(public, private, variant, connec
     if permuted:
         disguise.permute_rows(layer, seed=0)
     model = planted(layer)
-    leak = leaks(model, private)["imprint.measure"]
+    leak = leaks(model, private)["imprint.linear"]
     update = fedsgd(model, private.images, private.labels)
     stolen = metrics.score(imprint.recover(update, model).inputs, private.images).exact
     assert stolen.sum() > 20
@@ -249,7 +249,7 @@ def test_unequal_outgoing_weights_evade_plain_differences_only(public, private):
     known = {
         name: tensor / weights.reshape(-1, *[1] * (tensor.ndim - 1))
         for name, tensor in update.tensors.items()
-        if name.startswith("imprint.measure.")
+        if name.startswith("imprint.linear.")
     }
     divided = Update({**update.tensors, **known}, "gradient", len(private.images))
     stolen = metrics.score(imprint.recover(divided, model).inputs, private.images).exact

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradleak_lib import models
 from gradleak_lib.defenses import dp_fedavg, dp_sgd
-from gradleak_lib.federated import apply, fedavg, multilabel_loss
+from gradleak_lib.federated import apply_update, fedavg, multilabel_loss
 
 LOCAL = {"learning_rate": 0.3, "batch_size": 3, "epochs": 2}
 PRIVATE = LOCAL | {"bound": 0.5, "noise_multiplier": 0.7}
@@ -49,7 +49,7 @@ def test_it_is_dp_sgd_step_by_step(samples, multilabel):
                 seed=seed,
                 microbatch=3,
             )
-            apply(local, gradient, learning_rate=0.3)
+            apply_update(local, gradient, learning_rate=0.3)
             steps += 1
     for name, value in local.named_parameters():
         assert torch.equal(sent.tensors[name], value.detach() - model.get_parameter(name).detach())

@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert process.wait() == -signal.SIGKILL, "it had ended by itself"
     found = parts(folder)
     assert 2 <= len(found) < 14
-    (folder / ".part-abandoned").write_bytes(b"half of a file")
+    (folder / ".whole-abandoned").write_bytes(b"half of a file")
     space = {"pause": 0.0, "time": time}
     exec(TRACKED, space)
     calls = Counter()
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     options = OPTIONS | {"rounds": 40, "observe": ["5"], "track": track}
     resumed = simulate(small(), toy_clients(SIZES), checkpoint=folder, every=3, **options)
     assert calls["all"] == 40 - 3 * len(found)  # the rounds on disk are not done again
-    assert not list(folder.glob(".part-*"))
+    assert not list(folder.glob(".whole-*"))
     assert len(parts(folder)) == 14
     assert same_run(resumed, simulate(small(), toy_clients(SIZES), **options))
     # And once more, with nothing left to do.
@@ -235,5 +235,5 @@ def test_a_run_on_the_gpu_goes_on(tmp_path):
     simulate(small().cuda(), toy_clients(SIZES), rounds=4, **options)
     resumed = simulate(small().cuda(), toy_clients(SIZES), rounds=6, **options)
     fresh = simulate(small().cuda(), toy_clients(SIZES), rounds=6, **OPTIONS)
-    assert torch.allclose(resumed.observed.layer(), fresh.observed.layer(), atol=1e-5)
+    assert torch.allclose(resumed.observed.matrix(), fresh.observed.matrix(), atol=1e-5)
     assert {value.device.type for value in resumed.observed.tensors.values()} == {"cpu"}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradleak_lib import models
-from gradleak_lib.federated import apply, fedavg, fedsgd
+from gradleak_lib.federated import apply_update, fedavg, fedsgd
 
 SHAPE = (3, 12, 12)
 
@@ -47,7 +47,7 @@ def test_fedavg_is_local_sgd(batch):
     for (name, after), before in zip(local.named_parameters(), model.parameters(), strict=True):
         assert torch.allclose(update.tensors[name], (after - before).detach(), atol=1e-12)
     assert update.local_steps == 6
-    server = apply(copy.deepcopy(model), update)
+    server = apply_update(copy.deepcopy(model), update)
     assert torch.allclose(server[0].weight, local[0].weight)
 
 

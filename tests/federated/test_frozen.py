@@ -153,7 +153,7 @@ def test_simulate_with_a_frozen_start_is_exact(name):
     assert split_frozen(model)[0] is not None
     fast = simulate(model, clients, rounds=5, **OPTIONS)
     slow = simulate(Whole(model), clients, rounds=5, **OPTIONS)
-    assert torch.allclose(fast.observed.layer(), slow.observed.layer(), atol=1e-12)
+    assert torch.allclose(fast.observed.matrix(), slow.observed.matrix(), atol=1e-12)
     assert list(fast.observed.tensors) == [name.removeprefix("chain.") for name in slow.observed.tensors]
     for value, other in zip(fast.model.parameters(), slow.model.parameters(), strict=True):
         assert torch.allclose(value, other, atol=1e-12)

@@ -122,7 +122,7 @@ def test_simulate_is_federated_averaging(multilabel, engine):
     assert [
         (c, r) for c, r in zip(observed.clients.tolist(), observed.rounds.tolist(), strict=True)
     ] == senders
-    assert torch.allclose(observed.layer(), torch.stack(sent), rtol=1e-7, atol=1e-9)
+    assert torch.allclose(observed.matrix(), torch.stack(sent), rtol=1e-7, atol=1e-9)
     for value, truth in zip(result.model.parameters(), server.parameters(), strict=True):
         assert torch.allclose(value, truth, rtol=1e-7, atol=1e-9)
     assert observed.samples.tolist() == [SIZES[client] for client, _ in senders]
@@ -134,12 +134,12 @@ def test_engines_and_seeds():
     clients, model = toy_clients(SIZES), small()
     before = copy.deepcopy(model)
     one, all_at_once = (
-        simulate(model, clients, rounds=9, engine=engine, **OPTIONS).observed.layer()
+        simulate(model, clients, rounds=9, engine=engine, **OPTIONS).observed.matrix()
         for engine in ("sequential", "vectorized")
     )
     assert ((one - all_at_once).norm(dim=1) < 1e-4 * one.norm(dim=1)).all()
     first, same, other = (simulate(model, clients, rounds=9, seed=seed, **OPTIONS) for seed in (1, 1, 2))
-    assert torch.equal(first.observed.layer(), same.observed.layer())
+    assert torch.equal(first.observed.matrix(), same.observed.matrix())
     assert same_state(first.model, same.model)
     assert not torch.equal(first.observed.clients, other.observed.clients)
     assert same_state(model, before)
@@ -167,9 +167,9 @@ def test_what_is_observed():
     assert list(everything.tensors) == [name for name, _ in model.named_parameters()]
     part = simulate(model, clients, rounds=4, observe=["5", "1.bias"], **OPTIONS).observed
     assert list(part.tensors) == ["1.bias", "5.weight", "5.bias"]
-    assert torch.equal(part.layer("5"), everything.layer("5"))
-    assert torch.equal(part.layer("1.bias"), everything.tensors["1.bias"])
-    assert torch.equal(part.layer(), torch.cat([part.layer("1"), part.layer("5")], dim=1))
+    assert torch.equal(part.matrix("5"), everything.matrix("5"))
+    assert torch.equal(part.matrix("1.bias"), everything.tensors["1.bias"])
+    assert torch.equal(part.matrix(), torch.cat([part.matrix("1"), part.matrix("5")], dim=1))
     assert list(simulate(model, clients, rounds=1, observe="5", **OPTIONS).observed.tensors) == [
         "5.weight",
         "5.bias",
@@ -178,9 +178,9 @@ def test_what_is_observed():
     assert len(nothing.observed) == len(everything) == 3 + 3 + 1 + 3
     assert not nothing.observed.tensors
     with pytest.raises(ValueError, match=r"layer '3' was observed here: there are 1\.bias, 5\.weight"):
-        part.layer("3")
+        part.matrix("3")
     with pytest.raises(ValueError, match="nothing was observed here: there are no tensors"):
-        nothing.observed.layer()
+        nothing.observed.matrix()
     for wrong in ("6", "", "5.weigh", "features"):
         with pytest.raises(
             ValueError, match=rf"observe='{wrong}': no trained layer of that name; there are 1.weight"
@@ -196,7 +196,7 @@ def test_layers_whose_names_begin_alike():
         model.add_module(name, nn.Linear(6, 6))
     observed = simulate(model, toy_clients(SIZES, classes=6), rounds=1, observe=["fc1"], **OPTIONS).observed
     assert list(observed.tensors) == ["fc1.weight", "fc1.bias"]
-    assert observed.layer("fc1").shape == (3, 42)
+    assert observed.matrix("fc1").shape == (3, 42)
 
 
 def test_subsets_and_single_updates():
@@ -205,11 +205,11 @@ def test_subsets_and_single_updates():
     rows = torch.nonzero(observed.rounds >= 2).squeeze(1)
     for part in (late, observed.subset(rows)):
         assert len(part) == len(rows)
-        assert torch.equal(part.layer("5"), observed.layer("5")[rows])
+        assert torch.equal(part.matrix("5"), observed.matrix("5")[rows])
         for field in ("clients", "users", "devices", "rounds", "samples"):
             assert torch.equal(getattr(part, field), getattr(observed, field)[rows])
     update = observed.update(3, learning_rate=0.3)
-    assert torch.equal(update.flat(), observed.layer()[3])
+    assert torch.equal(update.flat(), observed.matrix()[3])
     assert (update.kind, update.samples, update.learning_rate) == ("delta", SIZES[observed.clients[3]], 0.3)
 
 
@@ -251,10 +251,10 @@ def test_a_defense_changes_what_is_sent_and_averaged():
         return simulate(model, clients, rounds=1, defense=defense, seed=seed, **OPTIONS)
 
     plain, silent = simulate(model, clients, rounds=1, **OPTIONS), run(0.0)
-    assert torch.equal(silent.observed.layer(), plain.observed.layer())
+    assert torch.equal(silent.observed.matrix(), plain.observed.matrix())
     noisy, again = run(0.1), run(0.1)
-    assert torch.equal(noisy.observed.layer(), again.observed.layer())
-    noise = noisy.observed.layer() - plain.observed.layer()
+    assert torch.equal(noisy.observed.matrix(), again.observed.matrix())
+    noise = noisy.observed.matrix() - plain.observed.matrix()
     assert 0.08 < noise.std() < 0.12
     correlation = torch.corrcoef(noise)  # of the clients' noises
     assert (correlation - torch.eye(3)).abs().max() < 0.5
@@ -266,7 +266,7 @@ def test_a_defense_changes_what_is_sent_and_averaged():
             for a, b in zip(noisy.model.parameters(), model.parameters(), strict=True)
         ]
     )
-    assert torch.allclose(step, weights.double() @ noisy.observed.layer(), atol=1e-7)
+    assert torch.allclose(step, weights.double() @ noisy.observed.matrix(), atol=1e-7)
 
 
 def own_fedavg(model, inputs, targets, *, seed, **options):
@@ -277,7 +277,7 @@ def same_run(first, second):
     one, two = first.observed, second.observed
     return (
         same_state(first.model, second.model)
-        and torch.equal(one.layer(), two.layer())
+        and torch.equal(one.matrix(), two.matrix())
         and torch.equal(one.clients, two.clients)
         and torch.equal(one.rounds, two.rounds)
         and first.tracked == second.tracked
@@ -311,7 +311,7 @@ def test_a_client_of_ones_own_under_differential_privacy():
     plain, quiet = (
         simulate(small(), clients, rounds=4, client=client, **OPTIONS) for client in (own_fedavg, loose)
     )
-    assert torch.allclose(plain.observed.layer(), quiet.observed.layer(), atol=1e-5)
+    assert torch.allclose(plain.observed.matrix(), quiet.observed.matrix(), atol=1e-5)
 
 
 def test_a_client_of_ones_own_and_a_checkpoint(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradleak_lib import models
-from gradleak_lib.federated import Update, aggregate, apply, fedsgd
+from gradleak_lib.federated import Update, aggregate, apply_update, fedsgd
 
 SHAPE = (3, 9, 9)
 
@@ -59,7 +59,7 @@ def test_nan_and_infinity_are_refused_by_whatever_reads_them(model, update, bad)
         lambda: broken.layer("0"),
         broken.flat,
         lambda: aggregate([update, broken]),
-        lambda: apply(model, broken),
+        lambda: apply_update(model, broken),
         lambda: Update.from_tensors(model, tensors, kind="gradient", samples=4),
     ):
         with pytest.raises(ValueError, match=r"NaN or infinity in '0\.bias'"):
@@ -79,9 +79,9 @@ def test_apply_writes_all_or_nothing(model, update):
         last: torch.full_like(update.tensors[last], 1e300, dtype=torch.float64)
     }
     with pytest.raises(ValueError, match="NaN or infinity"):
-        apply(model, Update(too_large, "gradient", 4))
+        apply_update(model, Update(too_large, "gradient", 4))
     with pytest.raises(ValueError, match="learning_rate"):
-        apply(model, update, learning_rate=float("nan"))
+        apply_update(model, update, learning_rate=float("nan"))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     whole = {name: tensor.long() for name, tensor in update.tensors.items()}
     with pytest.raises(ValueError, match="floating-point"):

@@ -1,0 +1,1 @@
+"""What turns tables into pages: chapters and their execution, claims, figures, the command line."""

@@ -1,0 +1,346 @@
+"""The command line: execute the chapters, print the scorecard, fetch a data set."""
+
+import itertools
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+import gradleak_lib
+from gradleak_lib.book import chapters as book
+from gradleak_lib.book import execution
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Pairs(TyperCommand):
+    """A command whose ``-p`` takes two words, as papermill's does: typer has no list of pairs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Join ``-p NAME VALUE`` into ``-p NAME=VALUE``, which is taken as it stands."""
+        joined, rest = [], list(args)
+        while rest:
+            word = rest.pop(0)
+            joined.append(word)
+            if word in ("-p", "--parameter") and rest:
+                pair = rest.pop(0)
+                if rest and not re.match(r"\w+=", pair):
+                    pair = f"{pair}={rest.pop(0)}"
+                joined.append(pair)
+        return super().parse_args(ctx, joined)
+
+
+def _fail(error: Exception | str, code: int = 2) -> typer.Exit:
+    err.print(f"gradleak: {error}", style="red", markup=False)
+    return typer.Exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"gradleak {gradleak_lib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Privacy leaks in federated learning: run the chapters, fetch the data."""
+
+
+@app.command(cls=_Pairs)
+def run(
+    chapters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHAPTER]...", help="'04', its name, or its path; all if none."),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; may be repeated."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")] = None,
+    profile: Annotated[str, typer.Option(help="Scale of the run: smoke, cpu or paper.")] = "cpu",
+    jobs: Annotated[int, typer.Option(help="How many chapters at a time.")] = 1,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run what is up to date, too.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Write the measurements to results/.")] = False,
+) -> None:
+    """Execute chapters into book/chapters/. What is up to date is left alone."""
+    try:
+        values = book.read_parameters(file) if file else {}
+        values |= _parse_pairs(parameter or [])
+        runs = book.plan(chapters or [], values, profile=profile, data=data, record=record)
+        if jobs < 1:
+            raise book.UsageError(f"--jobs is {jobs}; it must be 1 or more")
+    except book.UsageError as error:
+        raise _fail(error) from None
+    _warn_of_profile(profile)
+    # A run that is to be recorded has to happen.
+    due = [one for one in runs if force or record or not one.up_to_date]
+    for one in runs:
+        if one not in due:
+            out.print(f"{one.name}: up to date")
+    if any(outcome.error for outcome in _run_with_progress(due, jobs=jobs)):
+        raise typer.Exit(1)
+
+
+def _warn_of_profile(profile: str) -> None:
+    """Say so where the papers' own sizes meet a machine without a graphics card."""
+    if profile == "paper":
+        import torch
+
+        if not torch.cuda.is_available():
+            err.print("gradleak: this profile is for a graphics card, and there is none here", style="yellow")
+
+
+def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return ``NAME=VALUE`` words as a mapping, each value read as YAML."""
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise book.UsageError(f"-p {pair!r}: give a name and a value, as in `-p seed 1`")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise book.UsageError(f"-p {name}: {value!r} is no YAML value ({type(error).__name__})") from None
+    return values
+
+
+def _run_with_progress(runs: Sequence[book.Run], *, jobs: int) -> list[execution.Outcome]:
+    """Execute runs, with a bar a chapter in a terminal and a line now and then in a log."""
+    show, on_progress = _bars(runs) if out.is_terminal else (nullcontext(), _lines())
+
+    with show:
+        try:
+            return execution.run_all(
+                runs,
+                jobs=jobs,
+                on_progress=on_progress,
+                on_end=lambda outcome: _say_end(outcome.name, outcome),
+            )
+        except KeyboardInterrupt:
+            raise _fail("interrupted; what was running has been dropped", 130) from None
+
+
+def _say_end(name: str, outcome: execution.Outcome) -> None:
+    """Print a line on what became of a chapter or a point."""
+    if outcome.error:
+        message = f"{name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
+        message += f" (see {outcome.notebook})" if outcome.notebook else ""
+        err.print(message, style="red", markup=False)
+    else:
+        out.print(f"{name}: done in {outcome.seconds:.0f} s", markup=False)
+    sys.stdout.flush()
+
+
+def _bars(runs: Sequence[book.Run]) -> tuple[AbstractContextManager[object], execution.Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=out)
+    tasks = {one.name: progress.add_task(one.name, total=None) for one in runs}
+
+    def update(chapter: str, done: int, total: int) -> None:
+        progress.update(tasks[chapter], completed=done, total=total)
+
+    return progress, update
+
+
+def _lines(every: float = 15.0) -> Callable[[str, int, int], None]:
+    """Return a callback that prints a chapter's progress, at most one line in ``every`` seconds."""
+    said: dict[str, float] = {}
+
+    def update(chapter: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - said.get(chapter, -every) >= every:
+            said[chapter] = now
+            out.print(f"{chapter}: cell {done} of {total}", markup=False)
+            sys.stdout.flush()
+
+    return update
+
+
+@app.command()
+def sweep(
+    chapter: Annotated[str, typer.Argument(help="'02', its name, or its path.")],
+    grid: Annotated[Path, typer.Option(help=r"YAML file of `name: \[value, ...]` lines.")],
+    address: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="A dask scheduler; this machine if none.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="How many points at a time on this machine; as many as cores if none.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For the results; sweeps/GRID if none.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="What the grid varies: smoke, cpu or paper.")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points, and do nothing.")] = False,
+) -> None:
+    """Execute a chapter at every point of a grid. What is finished is left alone."""
+    folder = Path("sweeps", grid.stem) if folder is None else folder
+    jobs = execution.cores() if jobs is None else jobs
+    for ending in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave workers computing for nobody
+        if hasattr(signal, ending):
+            signal.signal(getattr(signal, ending), signal.default_int_handler)
+    try:
+        from gradleak_lib.book import sweep as sweeps
+
+        points = sweeps.plan_sweep(chapter, sweeps.read_grid(grid), out=folder, profile=profile, data=data)
+        finished = [point.run.up_to_date for point in points]
+        if dry_run:
+            for point, done in zip(points, finished, strict=True):
+                out.print(f"{'finished' if done else 'to do   '} {point}", markup=False)
+            return
+        out.print(f"{len(points)} points, {sum(finished)} of them finished")
+        if address is None:
+            _warn_of_profile(profile)
+        show, on_end = _points_bar(len(points) - sum(finished))
+        with show:
+            outcomes = sweeps.sweep(points, jobs=jobs, address=address, data=data, on_end=on_end)
+        table = sweeps.write_tables(points, outcomes, folder)
+    except (book.UsageError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        raise _fail(
+            "interrupted; what is finished stays, and the same command goes on from there", 130
+        ) from None
+    failed = sum(bool(outcome.error) for outcome in outcomes)
+    out.print(f"{len(points) - failed} of {len(points)} points have results: {table}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..., None]]:
+    """Return a bar of points, and a callback that moves it and prints a line for each point that has ended."""
+    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=out, disable=not out.is_terminal)
+    task = progress.add_task("points", total=total)
+    ended = itertools.count(1)
+
+    def on_end(point: object, outcome: execution.Outcome) -> None:
+        progress.update(task, advance=1)
+        _say_end(f"{next(ended)} of {total}: {point}", outcome)
+
+    return progress, on_end
+
+
+@app.command()
+def scorecard(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with everything behind the table.")
+    ] = False,
+) -> None:
+    """Print every claim of the papers, with what the executed chapters found."""
+    from gradleak_lib.book import scorecard as card
+    from gradleak_lib.book.claims import headline, number
+
+    try:
+        root = book.project_root()
+        executed = book.executed_chapters(root)
+        rows = card.read(executed)
+    except ValueError as error:
+        raise _fail(error, 1) from None
+    if as_json:
+        runs = {path.stem: book.provenance_of(path) for path in executed}
+        print(json.dumps(card.as_json(rows, runs), indent=1, ensure_ascii=False))
+        return
+    for paper, some in card.by_paper(rows).items():
+        table = Table(title=f"{paper}: {headline(row.finding for row in some)}", title_justify="left")
+        for column in ("claim", "verdict", "paper", "ours", "data", "section"):
+            table.add_column(column, overflow="fold")
+        for row in some:
+            claim = row.finding.claim
+            places = ", ".join(f"{one.chapter.split('-')[0]} {one.heading}" for one in row.sections)
+            cells = (row.finding.verdict, number(claim), card.ours(row.finding), row.finding.data, places)
+            table.add_row(*(Text(cell) for cell in (f"{claim.id} {claim.claim}", *cells)))
+        Console(highlight=False).print(table)
+    out.print(headline(row.finding for row in rows), markup=False)
+
+
+@app.command()
+def record(
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHAPTER]...", help="'04', or the path of an executed notebook; all if none."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only compare with the records: exit code 1 where they differ.")
+    ] = False,
+) -> None:
+    """Record what executed chapters measured under results/, with its provenance."""
+    from gradleak_lib.book import records
+    from gradleak_lib.book.claims import load_claims
+
+    try:
+        root, claims = book.project_root(), load_claims()
+        found = [records.from_notebook(path, claims) for path in _executed(notebooks or [], root)]
+        if not check:
+            for one in found:
+                records.check(one, root)
+            for one in found:
+                out.print(f"{one.chapter}: {records.write(one, root)}", markup=False)
+            return
+        differ = 0
+        for one in found:
+            path = root / "results" / one.profile / f"{one.chapter}.json"
+            if not path.is_file():
+                raise book.UsageError(f"there is no record {path}; `gradleak record {one.chapter}` writes it")
+            lines = records.differences(records.read(path, claims), one)
+            differ += len(lines)
+            out.print("\n".join(lines) or f"{one.chapter}: every number as recorded", markup=False)
+    except ValueError as error:
+        raise _fail(error) from None
+    if differ:
+        out.print(f"{differ} numbers differ (recorded, and in the notebook)")
+        raise typer.Exit(1)
+
+
+def _executed(names: Sequence[str], root: Path) -> list[Path]:
+    """Paths of executed notebooks: those named, else of all chapters."""
+    if not names:
+        return book.executed_chapters(root)
+    chapters = root / "book" / "chapters"
+    return [
+        Path(name) if name.endswith(".ipynb") else chapters / f"{book.find_chapter(name, root).stem}.ipynb"
+        for name in names
+    ]
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="The data set, such as cifar10.")],
+    folder: Annotated[Path | None, typer.Option("--data", help="Where to keep it.")] = None,
+) -> None:
+    """Download a data set into the data folder."""
+    from gradleak_lib import data as datasets
+
+    try:
+        datasets.fetch(name, root=folder)
+    except datasets.MissingData as error:
+        raise _fail(error, 1) from None
+    except ValueError as error:
+        raise _fail(error) from None
+    out.print(f"{name} is in {datasets.data_root(folder)}", markup=False)
+
+
+if __name__ == "__main__":
+    app()
