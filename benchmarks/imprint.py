@@ -132,7 +132,7 @@ def build_theirs(case: Case) -> nn.Module:
 def our_bins(model: nn.Module, inputs: Tensor) -> Tensor:
     """Bin of each sample by our module's own arithmetic: int64 ``[N]``, -1 below the first edge."""
     with torch.no_grad():
-        return (find(model)[1].measure(inputs.flatten(1)) > 0).sum(1) - 1
+        return (find(model)[1].linear(inputs.flatten(1)) > 0).sum(1) - 1
 
 
 def alone(bins: Tensor, *, last: int) -> Tensor:

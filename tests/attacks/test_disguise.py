@@ -64,13 +64,13 @@ def test_noise_on_the_rows_raises_the_rank_and_costs_the_cumulative_variant_imag
     counts = {amount: 0 for amount in (1e-3, 0.1, 4.0)}
     for amount in counts:
         layer = disguise.randomise_rows(armed(public, variant=variant), amount, seed=3)
-        noise = (layer.linear.weight - plain.measure.weight).detach()
-        relative = (noise.norm(dim=1) / plain.measure.weight.norm(dim=1)).square().mean().sqrt()
+        noise = (layer.linear.weight - plain.linear.weight).detach()
+        relative = (noise.norm(dim=1) / plain.linear.weight.norm(dim=1)).square().mean().sqrt()
         assert relative.item() == pytest.approx(amount, rel=0.05)
-        assert torch.equal(layer.linear.bias, plain.measure.bias)
+        assert torch.equal(layer.linear.bias, plain.linear.bias)
         assert torch.linalg.matrix_rank(layer.linear.weight.double()) == BINS
         counts[amount] = int(exact(layer, private).sum())
-    assert torch.linalg.matrix_rank(plain.measure.weight.double()) == 1
+    assert torch.linalg.matrix_rank(plain.linear.weight.double()) == 1
     assert counts[1e-3] == int(exact(plain, private).sum()) > 10
     if variant == "cumulative":  # a row of the sparse variant needs no neighbour that measures the same
         assert counts[4.0] < counts[1e-3]
@@ -81,7 +81,7 @@ def test_orthogonal_noise_costs_less(public, private):
     free, bound = (
         disguise.randomise_rows(armed(public), 2.0, seed=3, orthogonal_to=span) for span in (None, seen)
     )
-    change = (bound.measure.weight - armed(public).measure.weight).double() @ seen.flatten(1).double().T
+    change = (bound.linear.weight - armed(public).linear.weight).double() @ seen.flatten(1).double().T
     assert change.abs().max() < 1e-5
     assert exact(bound, private).sum() > exact(free, private).sum()
 
@@ -95,8 +95,8 @@ def test_decoys_leave_the_attack_as_it_was(public, private, variant, connection)
     disguise.permute_rows(layer, seed=7)
     assert layer.linear.weight.shape == (BINS + 40, 768)
     assert layer.bins == len(layer.rows) == BINS
-    assert torch.equal(layer.linear.weight[layer.rows], plain.measure.weight)
-    assert torch.equal(layer.linear.bias[layer.rows], plain.measure.bias)
+    assert torch.equal(layer.linear.weight[layer.rows], plain.linear.weight)
+    assert torch.equal(layer.linear.bias[layer.rows], plain.linear.bias)
     assert set(recovered(layer, private).bins.tolist()) <= set(layer.rows.tolist())
     found = exact(layer, private)
     assert found[imprint.alone_in_bin(plain, private.images)].all()
@@ -109,7 +109,7 @@ def test_the_seed_decides_and_the_global_state_stays(public):
         lambda layer, seed: disguise.randomise_rows(layer, 0.5, seed=seed),
         lambda layer, seed: disguise.decoy_rows(layer, 5, seed=seed),
     ):
-        layers = [change(armed(public), seed).measure for seed in (1, 1, 2)]
+        layers = [change(armed(public), seed).linear for seed in (1, 1, 2)]
         first, again, other = (torch.cat([layer.weight.flatten(), layer.bias]) for layer in layers)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)

@@ -272,7 +272,7 @@ def test_an_update_of_another_architecture(public, private):
     model = armed(imprint.bins_from_public(public, 8))
     other = armed(imprint.bins_from_public(public, 16))
     update = fedsgd(other, private.images, private.labels)
-    with pytest.raises(ValueError, match=r"another architecture.*imprint\.measure\.weight"):
+    with pytest.raises(ValueError, match=r"another architecture.*imprint\.linear\.weight"):
         imprint.recover(update, model)
 
 
@@ -285,5 +285,5 @@ def test_an_update_with_nan_is_refused(public, private):
     tensors = dict(fedsgd(model, private.images, private.labels).tensors)
     tensors["imprint.linear.weight"] = tensors["imprint.linear.weight"].clone()
     tensors["imprint.linear.weight"][2, 7] = torch.nan
-    with pytest.raises(ValueError, match=r"NaN or infinity in 'imprint\.measure\.weight'"):
+    with pytest.raises(ValueError, match=r"NaN or infinity in 'imprint\.linear\.weight'"):
         imprint.recover(Update(tensors, "gradient", len(images)), model)

@@ -147,11 +147,11 @@ def test_samples_are_drawn_from_the_clients_own(how):
     ("arguments", "message"),
     [
         ({"how": "time"}, "how='time': it must be one of random, album, chrono"),
-        ({"clients": 1}, "clients=1"),
+        ({"devices": 1}, "devices=1"),
         ({"samples": 0}, "samples=0"),
-        ({"clients": 4}, "user 'user 1' has too few items to fill 4 clients"),
-        ({"how": "chrono", "clients": 4}, "too few items"),
-        ({"how": "album", "clients": 4}, "user 'user 0' has too few albums"),
+        ({"devices": 4}, "user 'user 1' has too few items to fill 4 devices"),
+        ({"how": "chrono", "devices": 4}, "too few items"),
+        ({"how": "album", "devices": 4}, "user 'user 0' has too few albums"),
         ({"seed": -1}, "non-negative"),
     ],
 )
