@@ -239,7 +239,6 @@ def environment_bytes() -> int:
 def chapters(profile: str = "smoke") -> dict[str, Any]:
     """Wall seconds of the chapters at a profile, one after the other, outside of the book."""
     found = {}
-    os.environ["GRADLEAK_EXECUTION"] = "1"
     for source in chapter_sources(ROOT):
         text = (ROOT / "notebooks" / "params" / profile / f"{source.stem}.yaml").read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder:

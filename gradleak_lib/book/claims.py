@@ -17,7 +17,10 @@ from IPython.display import display
 from scipy import stats
 
 CLAIMS = Path(__file__).resolve().parents[2] / "book" / "claims.yaml"
-KEY = "gradleak-findings"  # of the findings in the metadata of the output that shows their table
+KEY = "gradleak-findings"  # of a finding, in the metadata of the hidden output with which a chapter checks it
+TABLE = "gradleak-claims"  # marks the output that shows a chapter's findings
+Measured = float | Sequence[float] | Mapping[str, float | Sequence[float]]
+NOT_MEASURED = "not measured in this run"
 # Each verdict with its rule; the first that fits counts. A claim holds in a setting if the mean of what was measured
 # there lies in the claim's interval; one without an interval cannot be tested.
 VERDICTS = {
@@ -26,6 +29,7 @@ VERDICTS = {
     "not reproduced": "it holds in fewer; or in none, but our measurements do not exclude it: in some setting "
     "the 95 % interval of their mean (Student's t) reaches into the claim's interval",
     "contradicted": "it holds in no setting, and our measurements exclude it",
+    NOT_MEASURED: "its section needs data, or parameters, that this run had not",
     "not testable here": "it needs data or machines that this build has not; its number is the paper's own",
 }
 
@@ -107,6 +111,8 @@ class Finding:
         """The first of `VERDICTS` whose rule fits."""
         if self.claim.holds is None:
             return "not testable here"
+        if not self.settings:
+            return NOT_MEASURED
         if self.held == len(self.settings):
             return "reproduced"
         if 2 * self.held >= len(self.settings):
@@ -119,10 +125,11 @@ class Finding:
 def interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
     """95% interval of the mean of a few independent measurements, by Student's t; a point where there is only one."""
     mean = float(np.mean(values))
-    if len(values) < 2:
+    error = float(stats.sem(values)) if len(values) > 1 else 0.0
+    if error == 0:
         return mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return mean - half, mean + half
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
 
 
 def load_claims(paper: str | None = None, *, path: Path = CLAIMS) -> dict[str, Claim]:
@@ -150,7 +157,7 @@ def load_claims(paper: str | None = None, *, path: Path = CLAIMS) -> dict[str, C
 
 def judge(
     claim: Claim,
-    measured: float | Sequence[float] | Mapping[str, float | Sequence[float]],
+    measured: Measured,
     *,
     reason: str = "",
     data: str = "",
@@ -162,20 +169,14 @@ def judge(
     claim
         The claim.
     measured
-        One value, several (seeds or batches), or either by setting, in the claim's unit.
+        One value, several (seeds or batches), or either by setting, in the claim's unit. A setting without values,
+        or with NaN among them, was not measured.
     reason, data
         As in `Finding`.
-
-    Raises
-    ------
-    ValueError
-        If nothing was measured for a claim that can be checked, or a value is NaN.
     """
     by_setting = measured if isinstance(measured, Mapping) else {"": measured}
     settings = {name: tuple(float(v) for v in np.atleast_1d(values)) for name, values in by_setting.items()}
-    values = [value for group in settings.values() for value in group]
-    if claim.holds is not None and (not values or any(np.isnan(values))):
-        raise ValueError(f"{claim.id}: expected measured numbers, got {measured}")
+    settings = {name: values for name, values in settings.items() if values and not np.isnan(values).any()}
     return Finding(claim, MappingProxyType(settings), reason, data)
 
 
@@ -197,10 +198,14 @@ def table(findings: Iterable[Finding]) -> pd.DataFrame:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Display the table of a chapter, with the findings in a form that the scorecard reads."""
+    """Display the table of a chapter's findings."""
+    display(bundle(findings), raw=True, metadata={TABLE: True})
+
+
+def bundle(findings: Sequence[Finding]) -> dict[str, str]:
+    """Return that table as Jupyter shows it."""
     rows = table(findings).to_html(index=False, border=0, classes="claims")
-    bundle = {"text/html": rows, "text/plain": headline(findings)}
-    display(bundle, raw=True, metadata={KEY: as_json(findings)})
+    return {"text/html": rows, "text/plain": headline(findings)}
 
 
 def headline(findings: Iterable[Finding]) -> str:

@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperCommand
 
 import gradleak_lib
-from gradleak_lib.book import chapters as book
-from gradleak_lib.book import execution
 
+if TYPE_CHECKING:
+    from gradleak_lib.book.execution import Outcome
+    from gradleak_lib.book.planning import Run
+
+# What a command needs it imports itself: the help must not wait for torch, jupytext and papermill.
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -83,20 +82,25 @@ def run(
     record: Annotated[bool, typer.Option("--record", help="Write the measurements to results/.")] = False,
 ) -> None:
     """Execute chapters into book/chapters/. What is up to date is left alone."""
+    from gradleak_lib.book import parameters, planning
+    from gradleak_lib.book.chapters import UsageError
+
     try:
-        values = book.read_parameters(file) if file else {}
+        values = parameters.read_file(file) if file else {}
         values |= _parse_pairs(parameter or [])
-        runs = book.plan(chapters or [], values, profile=profile, data=data, record=record)
+        runs = planning.plan(chapters or [], values, profile=profile, data=data, record=record)
         if jobs < 1:
-            raise book.UsageError(f"--jobs is {jobs}; it must be 1 or more")
-    except book.UsageError as error:
+            raise UsageError(f"--jobs is {jobs}; it must be 1 or more")
+    except UsageError as error:
         raise _fail(error) from None
     _warn_of_profile(profile)
     # A run that is to be recorded has to happen.
     due = [one for one in runs if force or record or not one.up_to_date]
     for one in runs:
         if one not in due:
-            out.print(f"{one.name}: up to date")
+            from gradleak_lib.book.execution import refresh
+
+            out.print(f"{one.name}: up to date" + (", with new words" if refresh(one) else ""))
     if any(outcome.error for outcome in _run_with_progress(due, jobs=jobs)):
         raise typer.Exit(1)
 
@@ -112,20 +116,29 @@ def _warn_of_profile(profile: str) -> None:
 
 def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     """Return ``NAME=VALUE`` words as a mapping, each value read as YAML."""
+    import yaml
+
+    from gradleak_lib.book.chapters import UsageError
+
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise book.UsageError(f"-p {pair!r}: give a name and a value, as in `-p seed 1`")
+            raise UsageError(f"-p {pair!r}: give a name and a value, as in `-p seed 1`")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise book.UsageError(f"-p {name}: {value!r} is no YAML value ({type(error).__name__})") from None
+            raise UsageError(f"-p {name}: {value!r} is no YAML value ({type(error).__name__})") from None
     return values
 
 
-def _run_with_progress(runs: Sequence[book.Run], *, jobs: int) -> list[execution.Outcome]:
+def _run_with_progress(runs: Sequence["Run"], *, jobs: int) -> list["Outcome"]:
     """Execute runs, with a bar a chapter in a terminal and a line now and then in a log."""
+    if not runs:
+        return []
+    from gradleak_lib.book import execution
+    from gradleak_lib.book.chapters import UsageError
+
     show, on_progress = _bars(runs) if out.is_terminal else (nullcontext(), _lines())
 
     with show:
@@ -138,9 +151,11 @@ def _run_with_progress(runs: Sequence[book.Run], *, jobs: int) -> list[execution
             )
         except KeyboardInterrupt:
             raise _fail("interrupted; what was running has been dropped", 130) from None
+        except UsageError as error:
+            raise _fail(error) from None
 
 
-def _say_end(name: str, outcome: execution.Outcome) -> None:
+def _say_end(name: str, outcome: "Outcome") -> None:
     """Print a line on what became of a chapter or a point."""
     if outcome.error:
         message = f"{name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
@@ -151,7 +166,9 @@ def _say_end(name: str, outcome: execution.Outcome) -> None:
     sys.stdout.flush()
 
 
-def _bars(runs: Sequence[book.Run]) -> tuple[AbstractContextManager[object], execution.Progress]:
+def _bars(runs: Sequence["Run"]) -> tuple[AbstractContextManager[object], Callable[[str, int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=out)
     tasks = {one.name: progress.add_task(one.name, total=None) for one in runs}
@@ -195,13 +212,15 @@ def sweep(
 ) -> None:
     """Execute a chapter at every point of a grid. What is finished is left alone."""
     folder = Path("sweeps", grid.stem) if folder is None else folder
-    jobs = execution.cores() if jobs is None else jobs
     for ending in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave workers computing for nobody
         if hasattr(signal, ending):
             signal.signal(getattr(signal, ending), signal.default_int_handler)
-    try:
-        from gradleak_lib.book import sweep as sweeps
+    from gradleak_lib.book import execution
+    from gradleak_lib.book import sweep as sweeps
+    from gradleak_lib.book.chapters import UsageError
 
+    jobs = execution.cores() if jobs is None else jobs
+    try:
         points = sweeps.plan_sweep(chapter, sweeps.read_grid(grid), out=folder, profile=profile, data=data)
         finished = [point.run.up_to_date for point in points]
         if dry_run:
@@ -215,7 +234,7 @@ def sweep(
         with show:
             outcomes = sweeps.sweep(points, jobs=jobs, address=address, data=data, on_end=on_end)
         table = sweeps.write_tables(points, outcomes, folder)
-    except (book.UsageError, OSError) as error:
+    except (UsageError, OSError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
         raise _fail(
@@ -229,12 +248,14 @@ def sweep(
 
 def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..., None]]:
     """Return a bar of points, and a callback that moves it and prints a line for each point that has ended."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=out, disable=not out.is_terminal)
     task = progress.add_task("points", total=total)
     ended = itertools.count(1)
 
-    def on_end(point: object, outcome: execution.Outcome) -> None:
+    def on_end(point: object, outcome: "Outcome") -> None:
         progress.update(task, advance=1)
         _say_end(f"{next(ended)} of {total}: {point}", outcome)
 
@@ -243,24 +264,38 @@ def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..
 
 @app.command()
 def scorecard(
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CLAIM]...", help="'llg-04', 'llg' for all of a paper, or a verdict; all if none."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with everything behind the table.")
     ] = False,
 ) -> None:
-    """Print every claim of the papers, with what the executed chapters found."""
+    """Print the claims of the papers, with what the executed chapters found; a line each in a pipe."""
+    from gradleak_lib.book import chapters as book
     from gradleak_lib.book import scorecard as card
     from gradleak_lib.book.claims import headline, number
 
     try:
-        root = book.project_root()
-        executed = book.executed_chapters(root)
-        rows = card.read(executed)
+        executed = book.executed_chapters(book.project_root())
+        rows = card.select(card.read(executed), which or [])
     except ValueError as error:
         raise _fail(error, 1) from None
     if as_json:
         runs = {path.stem: book.provenance_of(path) for path in executed}
         print(json.dumps(card.as_json(rows, runs), indent=1, ensure_ascii=False))
         return
+    if not out.is_terminal:
+        for row in rows:
+            claim = row.finding.claim
+            print(claim.id, row.finding.verdict, number(claim), card.ours(row.finding), claim.claim, sep="\t")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
     for paper, some in card.by_paper(rows).items():
         table = Table(title=f"{paper}: {headline(row.finding for row in some)}", title_justify="left")
         for column in ("claim", "verdict", "paper", "ours", "data", "section"):
@@ -288,10 +323,11 @@ def record(
 ) -> None:
     """Record what executed chapters measured under results/, with its provenance."""
     from gradleak_lib.book import records
+    from gradleak_lib.book.chapters import UsageError, project_root
     from gradleak_lib.book.claims import load_claims
 
     try:
-        root, claims = book.project_root(), load_claims()
+        root, claims = project_root(), load_claims()
         found = [records.from_notebook(path, claims) for path in _executed(notebooks or [], root)]
         if not check:
             for one in found:
@@ -303,7 +339,7 @@ def record(
         for one in found:
             path = root / "results" / one.profile / f"{one.chapter}.json"
             if not path.is_file():
-                raise book.UsageError(f"there is no record {path}; `gradleak record {one.chapter}` writes it")
+                raise UsageError(f"there is no record {path}; `gradleak record {one.chapter}` writes it")
             lines = records.differences(records.read(path, claims), one)
             differ += len(lines)
             out.print("\n".join(lines) or f"{one.chapter}: every number as recorded", markup=False)
@@ -316,11 +352,13 @@ def record(
 
 def _executed(names: Sequence[str], root: Path) -> list[Path]:
     """Paths of executed notebooks: those named, else of all chapters."""
+    from gradleak_lib.book.chapters import executed_chapters, find_chapter
+
     if not names:
-        return book.executed_chapters(root)
+        return executed_chapters(root)
     chapters = root / "book" / "chapters"
     return [
-        Path(name) if name.endswith(".ipynb") else chapters / f"{book.find_chapter(name, root).stem}.ipynb"
+        Path(name) if name.endswith(".ipynb") else chapters / f"{find_chapter(name, root).stem}.ipynb"
         for name in names
     ]
 

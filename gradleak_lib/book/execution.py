@@ -6,7 +6,6 @@
 import datetime
 import json
 import os
-import platform
 import re
 import signal
 import tempfile
@@ -14,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,12 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 from traitlets.config import Config
 
-from gradleak_lib.book.chapters import Run, UsageError, provenance_of
-from gradleak_lib.book.results import commit
+from gradleak_lib.book import claims
+from gradleak_lib.book.chapters import UsageError, provenance_of
+from gradleak_lib.book.papermill_io import use_own_kernel
+from gradleak_lib.book.planning import Run
+from gradleak_lib.book.results import provenance
 from gradleak_lib.files import write_whole
-
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn")  # named in a run's provenance
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
 
@@ -159,7 +158,7 @@ def run_all(
     Raises
     ------
     UsageError
-        If ``jobs`` is less than 1.
+        If ``jobs`` is less than 1, or the notebooks cannot be written where they belong.
     KeyboardInterrupt
         After the kernels have ended; no half-written notebook stays behind.
     """
@@ -168,6 +167,7 @@ def run_all(
         raise UsageError(f"jobs is {jobs}; it must be 1 or more")
     if not runs:
         return []
+    check_writable(path.parent for run in runs for path in (run.target, run.failed))
     jobs = min(jobs, len(runs))
     threads = max(1, cores() // jobs)
     kernels = Kernels()
@@ -193,6 +193,16 @@ def run_all(
             raise
 
 
+def check_writable(folders: Iterable[Path]) -> None:
+    """Raise UsageError at a folder that nothing can be written to, before hours go into what belongs there."""
+    for folder in set(folders):
+        try:
+            write_whole(folder / ".writable", "")
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error}") from None
+
+
 def _usual_seconds(run: Run) -> float:
     """What a chapter took when it last ran here, else when it was recorded; 0 if nobody knows."""
     recorded = run.source.parents[1] / "results" / "cpu" / f"{run.name}.json"
@@ -201,6 +211,12 @@ def _usual_seconds(run: Run) -> float:
     except (OSError, ValueError, KeyError):
         known = {}
     return float(provenance_of(run.target).get("seconds", known.get("seconds", 0)))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def cores() -> int:
@@ -243,6 +259,7 @@ def execute(
         there is none, because no kernel came up or it was stopped.
     """
     started = datetime.datetime.now(datetime.UTC)
+    use_own_kernel()
     environment = {**os.environ, **run.environment}
     environment.pop("MPLBACKEND", None)  # a backend set from outside would show no figure in the notebook
     environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0"}
@@ -279,8 +296,12 @@ def execute(
     outcome = Outcome(run.name, seconds, error)
     if not keep or kernels.stopped:
         return outcome, ""
-    record = provenance(run, started=started, seconds=seconds)
-    return outcome, _tidy(keep[0], run, record=record, error=error)
+    facts = provenance(device="cuda" if _has_gpu() else "cpu", started=started) | {
+        "seconds": round(seconds, 1),
+        "parameters": {**run.defaults, **run.parameters},
+        "command": run.command,
+    }
+    return outcome, _tidy(keep[0], run, facts=facts, error=error)
 
 
 def write(run: Run, outcome: Outcome, text: str) -> Outcome:
@@ -297,33 +318,67 @@ def write(run: Run, outcome: Outcome, text: str) -> Outcome:
     return replace(outcome, notebook=notebook)
 
 
-def provenance(run: Run, *, started: datetime.datetime, seconds: float) -> dict[str, Any]:
-    """Return what a reader needs to know to repeat a run: when, where, with what, and the command."""
-    import torch
+def refresh(run: Run) -> bool:
+    """Put what has no part in a run's key into its executed notebook: new prose, captions, comments, verdicts.
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return {
-        "date": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-        "commit": commit(),
-        "device": device,
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
-        "parameters": {**run.defaults, **run.parameters},
-        "command": run.command,
+    Returns whether anything was new.
+    """
+    executed = nbformat.reads(run.target.read_text(encoding="utf-8"), as_version=4)
+    now = jupytext.reads(run.source.read_text(encoding="utf-8"), fmt="md")
+    injected = {
+        index: cell for index, cell in enumerate(executed.cells) if "injected-parameters" in _tags(cell)
     }
+    ran = iter(
+        cell
+        for cell in executed.cells
+        if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)
+    )
+    for cell in now.cells:
+        if cell.cell_type == "code":
+            before = next(ran)
+            cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    for cell in injected.values():
+        now.cells.insert(1 + next(i for i, one in enumerate(now.cells) if "parameters" in _tags(one)), cell)
+    _with_verdicts(now)
+    now.metadata = executed.metadata
+    text = _as_text(now, run)
+    new = text != run.target.read_text(encoding="utf-8")
+    if new:
+        write_whole(run.target, text)
+    return new
 
 
-def _tidy(notebook: Any, run: Run, *, record: Mapping[str, Any], error: str) -> str:
-    """Return the notebook as JSON, the same text for the same outputs: no random ids, no timings in cells."""
+def _with_verdicts(notebook: Any) -> None:
+    """Write the table of claims anew: rules may have got other words, and verdicts follow from rules."""
+    known = claims.load_claims()
+    found: dict[str, claims.Finding] = {}
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        metadata = output.get("metadata", {})
+        found |= {one.claim.id: one for one in claims.from_json(metadata.get(claims.KEY, {}), known)}
+        if metadata.get(claims.TABLE):
+            output["data"] = claims.bundle([found[name] for name in known if name in found])
+
+
+def _tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _tidy(notebook: Any, run: Run, *, facts: Mapping[str, Any], error: str) -> str:
+    """Return an executed notebook as JSON, with where it comes from."""
     if error and not any(cell.metadata.get("papermill", {}).get("exception") for cell in notebook.cells):
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run stopped:** `{error}`"))
+    notebook.metadata.gradleak = {**facts, "error": error} if error else {**facts, "key": run.key}
+    return _as_text(notebook, run)
+
+
+def _as_text(notebook: Any, run: Run) -> str:
+    """Return a notebook as JSON, the same text for the same outputs: no random ids, no timings in cells."""
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{run.name[:50]}-{number}"
         for transient in ("papermill", "execution"):
             cell.metadata.pop(transient, None)
         tags = cell.metadata.get("tags", [])
-        if "injected-parameters" in tags:
+        if "injected-parameters" in tags and "hide-input" not in tags:
             cell.metadata.tags = [*tags, "hide-input"]
         elif not tags:
             cell.metadata.pop("tags", None)
@@ -335,7 +390,6 @@ def _tidy(notebook: Any, run: Run, *, record: Mapping[str, Any], error: str) -> 
         "language": "python",
         "name": "python3",
     }
-    notebook.metadata.gradleak = {**record, "error": error} if error else {**record, "key": run.key}
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
     numbers = {model: f"{number:032x}" for number, model in enumerate(widgets.get("state", {}))}

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gradleak_lib.book import scorecard
-from gradleak_lib.book.chapters import UsageError, declared_parameters, profile_parameters, provenance_of
+from gradleak_lib.book.chapters import UsageError, provenance_of
 from gradleak_lib.book.claims import Claim, as_json, from_json
+from gradleak_lib.book.parameters import declared
+from gradleak_lib.book.planning import profile_parameters
 from gradleak_lib.book.results import read_glued
 from gradleak_lib.book.scorecard import Row, Section
 from gradleak_lib.files import write_whole
@@ -98,7 +100,8 @@ def write(record: Record, root: Path) -> Path:
 def _other_parameters(record: Record, root: Path) -> list[str]:
     """Names of the parameters that are not those of the profile; a folder may lie anywhere."""
     source = root / "notebooks" / f"{record.chapter}.md"
-    wanted = declared_parameters(source) | profile_parameters(record.profile, source, root)
+    defaults = {name: parameter.default for name, parameter in declared(source).items()}
+    wanted = defaults | profile_parameters(record.profile, source, root)
     ran = record.run["parameters"]
     return [
         name
@@ -132,7 +135,7 @@ def differences(record: Record, other: Record) -> list[str]:
     return [
         f"{record.chapter}: {name} is {first.get(name, 'missing')} and {second.get(name, 'missing')}"
         for name in first | second
-        if str(first.get(name)) != str(second.get(name))
+        if first.get(name) != second.get(name)
     ]
 
 

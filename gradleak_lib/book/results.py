@@ -13,38 +13,48 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gradleak_lib import __version__
 from gradleak_lib.files import write_whole
 
+if TYPE_CHECKING:
+    import torch
+
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn")  # named in a run's provenance
 GLUED = "application/papermill.record/text/plain"  # where myst-nb keeps what is glued and not shown
 
 
-def provenance(*, device: str | torch.device, seed: int) -> dict[str, str]:
-    """What a number depends on: date, commit, device, versions, seed, as text for people."""
+def provenance(*, device: "str | torch.device" = "cpu", started: datetime | None = None) -> dict[str, Any]:
+    """What a number depends on besides parameters: date, commit, device, and versions by package.
+
+    Parameters
+    ----------
+    device
+        Where it was computed.
+    started
+        When that began; None: now.
+    """
+    import torch
+
     device = torch.device(device)
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    )
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": (started or datetime.now(UTC)).isoformat(timespec="seconds"),
         "commit": commit(),
-        "device": name,
-        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": ", ".join(
-            [
-                f"gradleak {__version__}",
-                *(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision")),
-            ]
-        ),
-        "seed": str(seed),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU ({platform.machine()})",
+        "versions": {"python": platform.python_version(), "gradleak": __version__}
+        | {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def as_text(value: Any) -> str:
+    """One entry of `provenance` for people: versions in one line."""
+    return (
+        ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
+    )
 
 
 @functools.cache  # the code that was loaded, though a file be recorded meanwhile
@@ -79,7 +89,7 @@ class Result:
     def label(self) -> str:
         """Name of the data set, with the day of the record where the values are recorded ones."""
         name = self.provenance["data"]
-        return name if self.fresh else f"{name} (recorded {self.provenance['date']})"
+        return name if self.fresh else f"{name} (recorded {self.provenance['date'][:10]})"
 
     def line(self) -> str:
         """One line of Markdown for the page: computed now, or recorded where and how to repeat it."""
@@ -87,7 +97,7 @@ class Result:
         if self.fresh:
             return f"*Computed in this run on {source['data']}.*"
         return (
-            f"*{source['data']} was not found, so this shows a recorded result ({source['date']}, "
+            f"*{source['data']} was not found, so this shows a recorded result ({source['date'][:10]}, "
             f"commit {source['commit']}, {source['device']}, seed {source['seed']}). "
             f"To run it here: `{source['command']}`.*"
         )
@@ -100,7 +110,7 @@ def compute_or_recall(
     data: str,
     available: bool,
     chapter: str,
-    device: str | torch.device,
+    device: "str | torch.device",
     seed: int,
     get: str | None = None,
     folder: Path = ROOT / "results",
@@ -139,7 +149,8 @@ def compute_or_recall(
     path = folder / profile / f"{name}.json"
     command = f"{get or f'gradleak data {data}'} && gradleak run {chapter}"
     if available:
-        source = provenance(device=device, seed=seed) | {"data": data, "command": command}
+        source = {name: as_text(value) for name, value in provenance(device=device).items()}
+        source |= {"seed": str(seed), "data": data, "command": command}
         result = Result(compute(), source, fresh=True)
         if os.environ.get("GRADLEAK_RECORD"):
             write_whole(path, json.dumps(asdict(result) | {"fresh": False}, indent=1) + "\n")

@@ -48,28 +48,21 @@ def read_chapter(notebook: Path, claims: Mapping[str, Claim]) -> list[Row]:
     Raises
     ------
     ValueError
-        If the notebook shows a finding for a claim that is not among ``claims``, or checks it in no section.
+        If the notebook shows a finding for a claim that is not among ``claims``.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     title, heading = "", ""
-    checked: dict[str, str] = {}  # claim to heading; the last check counts, as it does in the chapter
-    findings: list[Finding] = []
+    found: dict[str, Row] = {}  # by claim; the last check counts, as it does in the chapter
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             for marks, text in re.findall(r"^(#{1,3}) (.+)$", source, re.MULTILINE):
                 title, heading = (text, text) if marks == "#" else (title, text)
             continue
-        if "check(" in source and "def check(" not in source:
-            checked |= dict.fromkeys(re.findall(r'"((?:[a-z]+)-\d\d)"', source), heading)
         for output in cell.get("outputs", []):
-            if KEY in output.get("metadata", {}):
-                findings = from_json(output["metadata"][KEY], claims)
-    astray = [finding.claim.id for finding in findings if finding.claim.id not in checked]
-    if astray:
-        raise ValueError(f"{notebook.name} checks {', '.join(astray)} in no cell that names it")
-    chapter = notebook.stem
-    return [Row(one, (Section(chapter, title, checked[one.claim.id]),)) for one in findings]
+            for one in from_json(output.get("metadata", {}).get(KEY, {}), claims):
+                found[one.claim.id] = Row(one, (Section(notebook.stem, title, heading),))
+    return [found[name] for name in claims if name in found]
 
 
 def merge(rows: Sequence[Row]) -> Row:
@@ -123,6 +116,31 @@ def collect(rows: Iterable[Row], claims: Mapping[str, Claim]) -> list[Row]:
     for row in rows:
         found[row.finding.claim.id].append(row)
     return [merge(some) for some in found.values() if some]
+
+
+def select(rows: Sequence[Row], words: Sequence[str]) -> list[Row]:
+    """Return the rows that some words name: a claim's id, the start of a paper's ids, or a verdict; all for no words.
+
+    Raises
+    ------
+    ValueError
+        If a word names no row.
+    """
+    found = [] if words else list(rows)
+    for word in words:
+        named = [row for row in rows if word in (_id(row), _id(row)[:-3], row.finding.verdict)]
+        if not named:
+            papers = ", ".join(dict.fromkeys(_id(row)[:-3] for row in rows))
+            raise ValueError(
+                f"no claim is called {word!r}, and no verdict of one: name a claim, such as {_id(rows[0])}, "
+                f"or all of a paper: {papers}"
+            )
+        found += [row for row in named if row not in found]
+    return found
+
+
+def _id(row: Row) -> str:
+    return row.finding.claim.id
 
 
 def by_paper(rows: Iterable[Row]) -> dict[str, list[Row]]:

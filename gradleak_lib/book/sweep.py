@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from gradleak_lib.book import chapters
-from gradleak_lib.book.chapters import Run, UsageError
-from gradleak_lib.book.execution import PACKAGES, Kernels, Outcome, execute, write
-from gradleak_lib.book.results import ROOT, read_glued
+from gradleak_lib.book import chapters, keys, planning
+from gradleak_lib.book.chapters import UsageError
+from gradleak_lib.book.execution import Kernels, Outcome, check_writable, execute, write
+from gradleak_lib.book.planning import Run
+from gradleak_lib.book.results import PACKAGES, read_glued
 from gradleak_lib.files import write_whole
 
 if TYPE_CHECKING:
@@ -113,12 +114,12 @@ def plan_sweep(
     """
     root = chapters.project_root() if root is None else root
     source = chapters.find_chapter(chapter, root)
-    chapters.check_needs([source], profile=profile, root=root, data=data)
-    depends = chapters.depends_on(root, data)
+    planning.check_needs([source], profile=profile, root=root, data=data)
+    depends = keys.decides(source.read_text(encoding="utf-8"), root, data)
     names = list(dict.fromkeys(name for values in grid for name in values))
     points = {}
     for values in grid:
-        run = chapters.plan_one(source, values, profile=profile, root=root, data=data, depends=depends)
+        run = planning.plan_one(source, values, profile=profile, root=root, data=data, depends=depends)
         file = f"{run.key}.ipynb"
         run = replace(run, target=out / "points" / file, failed=out / "failed" / file)
         points[run.key] = Point({name: {**run.defaults, **run.parameters}[name] for name in names}, run)
@@ -181,20 +182,11 @@ def sweep(
     if due:
         data = None if data is None else data.resolve()  # workers run in other folders
         with _connect(address, jobs) as client:
-            for folder in {path.parent for point in due for path in (point.run.target, point.run.failed)}:
-                _check_writable(folder)
+            check_writable(path.parent for point in due for path in (point.run.target, point.run.failed))
             if not client.scheduler_info()["workers"]:
                 print(f"no worker at {address} yet; the sweep begins with the first", file=sys.stderr)
             _execute_all(client, due, data=data, on_end=ended)
     return [outcomes[point.run.key] for point in points]
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        write_whole(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -239,8 +231,8 @@ def _execute_all(
     """Submit points and write each as it ends. One whose worker is killed goes to another worker by itself."""
     from distributed import as_completed
 
-    here = versions(data)
     source = points[0].run.source.read_text(encoding="utf-8")
+    here = versions(source, data)
     # Each sweep names its own tasks: another one of the same points, on the same cluster, may be interrupted.
     name = uuid.uuid4().hex
     by_task = {f"gradleak-{name}-{point.run.key}": point for point in points}
@@ -309,7 +301,7 @@ def execute_point(
         If this machine has another Python, other packages, another version of the library or other data: its numbers
         would be kept under a wrong name. If the sweep has been stopped.
     """
-    here = versions(data)
+    here = versions(source, data)
     others = [name for name, version in expected.items() if here[name] != version]
     if others:
         raise RuntimeError(
@@ -326,13 +318,14 @@ def execute_point(
         del _kernels[sweep, run.key]
 
 
-def versions(data: Path | None = None) -> dict[str, str]:
-    """Return what a point's numbers depend on here: what its key holds, and the packages that compute.
+def versions(source: str, data: Path | None = None) -> dict[str, str]:
+    """Return what a chapter's numbers depend on here: what its key holds, and the packages that compute.
 
-    A build of torch for the CPU and one for a GPU are the same version: a cluster may have both.
+    ``source`` is the text of the chapter. A build of torch for the CPU and one for a GPU are the same version: a
+    cluster may have both.
     """
     packages = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
-    return chapters.depends_on(ROOT, data) | packages
+    return keys.decides(source, chapters.project_root(), data) | packages
 
 
 def stop_points(sweep: str) -> None:

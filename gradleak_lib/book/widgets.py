@@ -7,11 +7,11 @@ it works wherever the page is read.
 import base64
 import html
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as ipw
+from IPython import get_ipython
 from IPython.display import Markdown, display
 
 MAX_FACTORS = 4
@@ -142,8 +142,8 @@ def show(widget: ipw.Widget, still: bytes, alt: str) -> None:
 def live(function: Callable[..., Any], **controls: Any) -> ipw.Widget | Markdown:
     """Return an explorer that calls ``function`` for each choice: the real thing, where there is a kernel.
 
-    A page has none, and a slider that does nothing looks broken. So a notebook that ``gradleak run`` executes
-    gets a line that says how to open it live.
+    A page has none, and a slider that does nothing looks broken. So a notebook that is executed with nobody at its
+    kernel, by ``gradleak run`` or papermill, gets a line that says how to open it live.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def live(function: Callable[..., Any], **controls: Any) -> ipw.Widget | Markdown
     ipywidgets.Widget or IPython.display.Markdown
         Make it the last line of its cell.
     """
-    if os.environ.get("GRADLEAK_EXECUTION"):
+    if not _somebody_is_there():
         return Markdown(
             "*With a kernel, this cell runs the attack itself at any setting: "
             "type `make lab`, then open this chapter from the folder `notebooks`.*"
@@ -167,3 +167,9 @@ def live(function: Callable[..., Any], **controls: Any) -> ipw.Widget | Markdown
         if control.has_trait("continuous_update"):
             control.continuous_update = False  # an attack for every pixel that the slider moves is too much
     return widget
+
+
+def _somebody_is_there() -> bool:
+    """Whether the cell that runs was sent by a program that can ask its user something: Jupyter, and not papermill."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is None or bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", True))

@@ -187,7 +187,7 @@ def test_a_run_and_what_its_notebook_carries(root):
         """
         import os, sys
         from pathlib import Path
-        print(n, Path.cwd().name, os.environ["GRADLEAK_EXECUTION"], os.environ["GRADLEAK_RECORD"])
+        print(n, Path.cwd().name, os.environ["GRADLEAK_RECORD"])
         print(os.environ["OMP_NUM_THREADS"], os.environ["GRADLEAK_COMMAND"])
         """,
         "import ipywidgets\nipywidgets.VBox([ipywidgets.IntSlider()])",

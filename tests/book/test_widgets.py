@@ -92,16 +92,28 @@ def test_show_is_one_output_with_a_still_and_a_text(monkeypatch):
         widgets.show(ipywidgets.IntSlider(), b"\xff\xd8\xff", "A slider")
 
 
-def test_live_calls_the_function_in_jupyter(monkeypatch):
-    monkeypatch.delenv("GRADLEAK_EXECUTION", raising=False)
+def test_live_calls_the_function_in_jupyter():
     widget = widgets.live(lambda bins: bins, bins=(1, 9))
     [slider] = widget.kwargs_widgets
     assert not slider.continuous_update
     assert slider.value == 5
 
 
+class Kernel:
+    """What a cell sees of the kernel that runs it, which was sent the cell by papermill or by Jupyter."""
+
+    def __init__(self, asks: bool) -> None:
+        self.kernel = self
+        self.asks = asks
+
+    def get_parent(self, channel):
+        return {"content": {"allow_stdin": self.asks}}
+
+
 def test_live_leaves_a_line_in_a_page(monkeypatch):
-    monkeypatch.setenv("GRADLEAK_EXECUTION", "1")
+    monkeypatch.setattr(widgets, "get_ipython", lambda: Kernel(asks=False))
     line = widgets.live(pytest.fail, bins=(1, 9))
     assert isinstance(line, Markdown)
     assert "make lab" in line.data
+    monkeypatch.setattr(widgets, "get_ipython", lambda: Kernel(asks=True))
+    assert not isinstance(widgets.live(lambda bins: bins, bins=(1, 9)), Markdown)

@@ -1,0 +1,140 @@
+"""What every chapter does besides its science: begin, compute side by side, say numbers, check claims, end.
+
+A chapter begins with ``page = Page("02-llg", globals(), paper="wainakh2022llg")`` after the cell of its parameters.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import display
+from myst_nb import glue
+from pandas.io.formats.style import Styler
+
+from gradleak_lib import models
+from gradleak_lib.book import claims, plots, results
+from gradleak_lib.book.chapters import find_chapter, project_root
+from gradleak_lib.book.parameters import checked, declared
+from gradleak_lib.book.planning import command_of
+
+
+class Page:
+    """One chapter while it runs.
+
+    Parameters
+    ----------
+    chapter
+        Its name, such as ``"02-llg"``.
+    values
+        The notebook's ``globals()``: its parameters are read from there.
+    paper
+        Key of the paper whose claims it checks, in ``book/references.bib``; None: claims of all papers.
+    threads
+        Threads of torch in this process; None: as many as it has. Small networks are faster with one.
+
+    Raises
+    ------
+    UsageError
+        If a parameter's value cannot stand there: papermill and Jupyter do not look before the kernel starts.
+    """
+
+    def __init__(
+        self, chapter: str, values: Mapping[str, Any], *, paper: str | None = None, threads: int | None = None
+    ) -> None:
+        self._started = time.perf_counter()
+        there = declared(find_chapter(chapter, project_root()))
+        self.parameters = checked(chapter, {name: values[name] for name in there}, there)
+        self._changed = {n: v for n, v in self.parameters.items() if v != there[n].default}
+        self.chapter, self.device = chapter, models.choose_device(self.parameters["device"])
+        self._claims, self._findings = claims.load_claims(paper), dict[str, claims.Finding]()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        # A process that has grown is replaced by a new one; nothing is lost.
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+        plots.use_theme()
+
+    def parallel(self, function: Callable[..., Any], tasks: Iterable[Sequence[Any]]) -> list[Any]:
+        """Results of a function for several tuples of arguments, in processes side by side, one thread each.
+
+        The chapter's parameter ``jobs`` says how many; 1 computes in this process.
+        """
+        calls = (joblib.delayed(function)(*task) for task in tasks)
+        with joblib.parallel_config(backend="loky", n_jobs=self.parameters["jobs"], inner_max_num_threads=1):
+            return joblib.Parallel()(calls)
+
+    def say(self, **values: Any) -> None:
+        """Give numbers or words to the text of the page, which says them as ``{glue:text}`name:.1f```.
+
+        Whole numbers stay whole. The name of a number that depends on the machine begins with ``run_``.
+        """
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor | np.generic):
+                value = value.item()
+            glue(name, value, display=False)
+
+    def check(self, claim: str, measured: claims.Measured, reason: str = "", *, data: str) -> None:
+        """Put what was measured beside a claim; the scorecard finds it under the heading where this stands.
+
+        Parameters
+        ----------
+        claim
+            ``"llg-04"``.
+        measured, reason, data
+            As for `claims.judge`. Nothing, or NaN: the claim is not measured in this run.
+        """
+        finding = claims.judge(self._claims[claim], measured, reason=reason, data=data)
+        self._findings[claim] = finding
+        # Glue's own way to keep an output off the page.
+        hidden = {"name": claim, "mime_prefix": "application/papermill.record/"}
+        display(
+            {"application/papermill.record/text/plain": finding.verdict},
+            raw=True,
+            metadata={"scrapbook": hidden, claims.KEY: claims.as_json([finding])},
+        )
+
+    def claims(self) -> None:
+        """Display the table of the paper's claims with what was found, and say its ``headline``.
+
+        A claim that no section has checked is not measured in this run.
+        """
+        for name in self._claims.keys() - self._findings.keys():
+            self.check(name, {}, data="")
+        ordered = [self._findings[name] for name in self._claims]
+        self.say(headline=claims.headline(ordered))
+        claims.show(ordered)
+
+    def provenance(self, **more: str) -> Styler:
+        """Return the table with which a chapter ends: when and with what it was made, and how to repeat it."""
+        seconds, memory = time.perf_counter() - self._started, results.peak_memory()
+        self.say(run_seconds=seconds, run_memory=memory)
+        facts = results.provenance(device=self.device)
+        rows = {
+            **{name: results.as_text(value) for name, value in facts.items()},
+            **{"seed": str(self.parameters["seed"]), "profile": self.parameters["profile"]},
+            **more,
+            **{"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GiB"},
+            "command": os.environ.get("GRADLEAK_COMMAND") or command_of(self.chapter, self._changed),
+        }
+        return pd.Series(rows, name="").to_frame().style
+
+
+def table(frame: pd.DataFrame, caption: str, form: str | Mapping[str, str] | None = None) -> Styler:
+    """Return a table in the book's style: its caption, a dash where nothing was measured, no index of row numbers.
+
+    Parameters
+    ----------
+    frame
+        The table.
+    caption
+        What it shows.
+    form
+        Format of all numbers, such as ``"{:.1f}"``, or by column.
+    """
+    style = frame.style.format(form, na_rep="–").set_caption(caption)
+    return style.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) else style
