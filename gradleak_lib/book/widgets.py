@@ -60,7 +60,7 @@ def explorer(
     frames : mapping of tuple to bytes
         The picture (PNG, JPEG or WebP) at every combination of the factors' values.
     factors : sequence of (str, sequence)
-        1 to 4 factors: a label, without mathematics, and its values in the slider's order, at least 2 each.
+        1 to 4 factors: a label, without mathematics, and its values in the slider's order, at least one each.
     alts : mapping of tuple to str
         What each picture shows, for those who do not see it.
 
@@ -72,8 +72,8 @@ def explorer(
     if not 1 <= len(factors) <= MAX_FACTORS:
         raise ValueError(f"factors has {len(factors)} entries; it must have 1 to {MAX_FACTORS}")
     for label, values in factors:
-        if len(values) < 2:
-            raise ValueError(f"factors: {label!r} has {len(values)} values; it must have 2 or more")
+        if not values:
+            raise ValueError(f"factors: {label!r} has no value; it must have 1 or more")
     for name, given in (("frames", frames), ("alts", alts)):
         missing = [key for key in itertools.product(*(values for _, values in factors)) if key not in given]
         if missing:
@@ -170,6 +170,6 @@ def live(function: Callable[..., Any], **controls: Any) -> ipw.Widget | Markdown
 
 
 def _somebody_is_there() -> bool:
-    """Whether the cell that runs was sent by a program that can ask its user something: Jupyter, and not papermill."""
+    """Whether the cell that runs was sent by a program that can ask its user something: Jupyter, not papermill."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is None or bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", True))
