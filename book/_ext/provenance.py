@@ -12,8 +12,9 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from gradleak_lib.book.chapters import declared_parameters, executed_chapters, provenance_of
+from gradleak_lib.book.chapters import executed_chapters, provenance_of
 from gradleak_lib.book.claims import KEY
+from gradleak_lib.book.parameters import declared
 from gradleak_lib.book.results import commit
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "torch")
@@ -59,13 +60,18 @@ def with_findings(root: Path) -> list[Path]:
     return [path for path in executed_chapters(root) if KEY in path.read_text(encoding="utf-8")]
 
 
+def defaults(source: Path) -> dict[str, object]:
+    """The parameters that a chapter declares, with their values."""
+    return {name: parameter.default for name, parameter in declared(source).items()}
+
+
 def warning(notebooks: list[Path], sources: Path) -> str:
     """Say which chapters were run with other parameters than the defaults, and how to go back; "" if none was."""
     records = {path.stem: provenance_of(path) for path in notebooks}
     others = {
         name: str(record["command"])
         for name, record in records.items()
-        if record and record["parameters"] != declared_parameters(sources / f"{name}.md")
+        if record and record["parameters"] != defaults(sources / f"{name}.md")
     }
     if not others:
         return ""

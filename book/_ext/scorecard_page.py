@@ -16,11 +16,11 @@ from sphinx.util import logging
 from tables import MystDirective, escape, list_table
 
 from gradleak_lib.book import records, scorecard
-from gradleak_lib.book.chapters import PROFILES
 from gradleak_lib.book.claims import VERDICTS, headline, load_claims, number, rule
+from gradleak_lib.book.planning import PROFILES
 
 logger = logging.getLogger(__name__)
-BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted"), strict=True))
+BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "secondary", "muted"), strict=True))
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradleak_lib.book.chapters import UsageError, chapter_sources, find_chapter, project_root, provenance_of
+from gradleak_lib.book import chapters
+from gradleak_lib.book.chapters import UsageError, chapter_sources, find_chapter, provenance_of
 from gradleak_lib.book.keys import decides
 from gradleak_lib.book.parameters import checked, declared, read_file
 
@@ -75,7 +76,7 @@ def plan(
     UsageError
         If a chapter, a profile, a parameter or a data set does not exist, or a value cannot be right.
     """
-    root = project_root() if root is None else root
+    root = chapters.project_root() if root is None else root
     sources = [find_chapter(name, root) for name in dict.fromkeys(names)] if names else chapter_sources(root)
     check_needs(sources, profile=profile, root=root, data=data)
     return [

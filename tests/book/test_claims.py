@@ -87,10 +87,16 @@ def test_a_finding_for_no_claim_is_refused():
         claims.from_json({"x-09": {"settings": {}, "reason": "", "data": ""}}, {"x-01": claim()})
 
 
-@pytest.mark.parametrize("measured", [{}, [], float("nan"), [1.0, float("nan")]])
-def test_nothing_measured_is_no_finding(measured):
-    with pytest.raises(ValueError, match="x-01: expected measured numbers"):
-        claims.judge(claim(), measured)
+@pytest.mark.parametrize("measured", [{}, [], float("nan"), [1.0, float("nan")], {"a": []}])
+def test_nothing_measured_is_said(measured):
+    assert claims.judge(claim(), measured).verdict == "not measured in this run"
+    assert claims.judge(claim(holds=None), measured).verdict == "not testable here"
+
+
+def test_a_setting_that_was_not_measured_does_not_count():
+    finding = claims.judge(claim(), {"a": 1.5, "b": float("nan"), "c": []})
+    assert dict(finding.settings) == {"a": (1.5,)}
+    assert finding.verdict == "reproduced"
 
 
 def test_the_robbing_the_fed_list_is_complete():

@@ -61,7 +61,7 @@ def test_a_failed_chapter_gives_exit_code_1(gradleak, root):
     ],
 )
 def test_bad_arguments_give_one_line_and_exit_code_2(gradleak, root, words, message):
-    write_chapter(root, "01-one", "print(n)", parameters="n = 1")
+    write_chapter(root, "01-one", "print(n)", parameters="n: int = 1")
     result = gradleak(*words)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -70,7 +70,7 @@ def test_bad_arguments_give_one_line_and_exit_code_2(gradleak, root, words, mess
 
 
 def test_negative_values_and_several_parameters(gradleak, root):
-    write_chapter(root, "01-one", "print(n, m)", parameters="n = -1\nm = 0.5")
+    write_chapter(root, "01-one", "print(n, m)", parameters="n: int = -1\nm: float = 0.5")
     assert gradleak("run", "-p", "n", "-3", "--parameter", "m", "1e-3").exit_code == 0
     assert "-3 0.001" in (root / "book" / "chapters" / "01-one.ipynb").read_text()
 

@@ -9,7 +9,14 @@ from typer.testing import CliRunner
 
 from gradleak_lib.book import chapters, claims, cli, records, results
 
-SOURCE = "```{code-cell} ipython3\n:tags: [parameters]\n\nprofile = 'cpu'\nn = 3\ndataset = 'photos'\n```\n"
+SOURCE = """```{code-cell} ipython3
+:tags: [parameters]
+
+profile: str = 'cpu'
+n: int = 3
+dataset: str = 'photos'
+```
+"""
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from selenium_axe_python import Axe
 from sphinx.util.inventory import InventoryFile
 
-from gradleak_lib.book import chapters, claims, execution
+from gradleak_lib.book import chapters, claims, execution, planning
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -117,7 +117,7 @@ def site(tmp_path_factory) -> Path:
             shutil.copytree(ROOT / name, clone / name, ignore=unwanted)
     for name in ("_config.yml", "_toc.yml", "constraints.txt", "CHANGELOG.md"):
         shutil.copy(ROOT / name, clone)
-    outcomes = execution.run_all(chapters.plan([], {}, profile="smoke", root=clone))
+    outcomes = execution.run_all(planning.plan([], {}, profile="smoke", root=clone))
     assert not [outcome for outcome in outcomes if outcome.error]
     subprocess.run([sys.executable, clone / "book" / "vendor.py"], check=True)
     command = Path(sys.executable).with_name("jupyter-book")

@@ -148,7 +148,7 @@ def test_nobody_types_what_was_measured():
     for path in (*SOURCES, *PAGES):
         page = path.read_text(encoding="utf-8")
         # A chapter that is about one paper is not measured by chance agreements with the others.
-        paper = re.search(r'load_claims\("(\w+)"\)', page)
+        paper = re.search(r'Page\(\s*"[^"]+",\s*globals\(\),\s*paper="(\w+)"', page)
         known = {
             key: values for key, values in recorded.items() if not paper or claims_of[key].paper == paper[1]
         }
@@ -171,7 +171,7 @@ def test_nobody_types_what_a_chapter_computes(source):
     assert known
     page = source.read_text(encoding="utf-8")
     # What this chapter's paper says is typed; that a value of ours is the same is chance.
-    paper = re.search(r'load_claims\("(\w+)"\)', page)
+    paper = re.search(r'Page\(\s*"[^"]+",\s*globals\(\),\s*paper="(\w+)"', page)
     claimed = claims.load_claims(paper[1] if paper else None).values()
     said = {f"{number} {unit}" for _, number, unit in numbers("\n".join(claim.claim for claim in claimed))}
     found = typed(page, known, units=True)

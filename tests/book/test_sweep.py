@@ -14,7 +14,7 @@ import pytest
 from test_cli import gradleak  # noqa: F401
 from test_execution import root, write_chapter  # noqa: F401
 
-from gradleak_lib.book import chapters, execution, results, sweep
+from gradleak_lib.book import chapters, execution, keys, planning, results, sweep
 
 CELL = """
 import os, pathlib, time
@@ -39,7 +39,7 @@ def book(root, tmp_path):
     """A chapter that writes down that it ran; two of its points fail while the file ``trouble`` exists."""
     log, trouble = tmp_path / "log", tmp_path / "trouble"
     cell = CELL.format(log=str(log), trouble=str(trouble))
-    write_chapter(root, "01-one", cell, parameters="a = 0\nb = 0\nseconds = 0.0")
+    write_chapter(root, "01-one", cell, parameters="a: int = 0\nb: int = 0\nseconds: float = 0.0")
     (root / "grid.yaml").write_text("a: [0, 1, 2, 3]\nb: [10, 20, 30]\n")
     return root
 
@@ -120,7 +120,7 @@ def test_keys_are_those_of_gradleak_run(book, tmp_path):
     points = plan(book, tmp_path / "out")
     assert [tuple(point.varied.values()) for point in points] == list(product(range(4), (10, 20, 30)))
     for point in points[:3]:
-        [run] = chapters.plan(["01"], point.varied, root=book)
+        [run] = planning.plan(["01"], point.varied, root=book)
         assert point.run.key == run.key
         assert point.run.target == tmp_path / "out" / "points" / f"{run.key}.ipynb"
     twice = sweep.plan_sweep("01", [{"a": 1}, {"a": 1}, {"b": 5}], out=tmp_path, root=book)
@@ -323,7 +323,7 @@ def test_a_point_that_is_stopped_before_its_kernel_is_up_does_not_run(book, tmp_
     source = point.run.source.read_text()
     sweep.stop_points("a sweep")
     with pytest.raises(RuntimeError, match="has been stopped"):
-        sweep.execute_point(point.run, source, sweep.versions(), None, "a sweep")
+        sweep.execute_point(point.run, source, sweep.versions(source), None, "a sweep")
     kernels = execution.Kernels()
     kernels.stop()
     outcome, text = execution.execute(point.run, source, folder=tmp_path, threads=1, kernels=kernels)
@@ -333,11 +333,11 @@ def test_a_point_that_is_stopped_before_its_kernel_is_up_does_not_run(book, tmp_
 
 def test_a_worker_with_another_version_computes_nothing(book, tmp_path, log):
     [point, *_] = plan(book, tmp_path / "out")
-    here = sweep.versions()
-    assert here.items() > chapters.depends_on(results.ROOT).items()
     source = point.run.source.read_text()
-    with pytest.raises(RuntimeError, match="has other gradleak and data sets than the machine that started"):
-        sweep.execute_point(point.run, source, here | {"gradleak": "older", "data sets": "none"}, None, "s")
+    here = sweep.versions(source)
+    assert here.items() > keys.decides(source, results.ROOT).items()
+    with pytest.raises(RuntimeError, match="has other science and data sets than the machine that started"):
+        sweep.execute_point(point.run, source, here | {"science": "older", "data sets": "none"}, None, "s")
     with pytest.raises(RuntimeError, match="has other torch than"):
         sweep.execute_point(point.run, source, here | {"torch": "1.0"}, None, "s")
     assert log() == []

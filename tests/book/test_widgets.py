@@ -68,7 +68,7 @@ def test_kinds_of_pictures(kind):
     [
         (FRAMES, [], ALTS, "factors has 0 entries"),
         (FRAMES, FACTORS * 3, ALTS, "factors has 6 entries"),
-        (FRAMES, [("Bins", (8,))], ALTS, "'Bins' has 1 values"),
+        (FRAMES, [("Bins", ())], ALTS, "'Bins' has no value"),
         (dict(list(FRAMES.items())[1:]), FACTORS, ALTS, r"frames lacks 1 .*\(8, 0.0\)"),
         (FRAMES, FACTORS, {}, "alts lacks 6"),
         (dict.fromkeys(FRAMES, b"GIF8"), FACTORS, ALTS, "must be a PNG, JPEG or WebP"),
