@@ -53,6 +53,7 @@ class Page:
         self._changed = {n: v for n, v in self.parameters.items() if v != there[n].default}
         self.chapter, self.device = chapter, models.choose_device(self.parameters["device"])
         self._claims, self._findings = claims.load_claims(paper), dict[str, claims.Finding]()
+        self._all_wanted = paper is not None
         if threads is not None:
             torch.set_num_threads(threads)
         # A process that has grown is replaced by a new one; nothing is lost.
@@ -99,13 +100,13 @@ class Page:
         )
 
     def claims(self) -> None:
-        """Display the table of the paper's claims with what was found, and say its ``headline``.
+        """Display the table of the claims that were checked, and say its ``headline``.
 
-        A claim that no section has checked is not measured in this run.
+        One of the chapter's own paper that no section has checked was not measured in this run.
         """
-        for name in self._claims.keys() - self._findings.keys():
+        for name in self._claims.keys() - self._findings.keys() if self._all_wanted else ():
             self.check(name, {}, data="")
-        ordered = [self._findings[name] for name in self._claims]
+        ordered = [self._findings[name] for name in self._claims if name in self._findings]
         self.say(headline=claims.headline(ordered))
         claims.show(ordered)
 

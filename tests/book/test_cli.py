@@ -25,7 +25,7 @@ def test_version(gradleak):
 
 
 def test_run_executes_once(gradleak, root):
-    write_chapter(root, "01-one", "print(n, name)", parameters="n = 1\nname = 'a'")
+    write_chapter(root, "01-one", "print(n, name)", parameters="n: int = 1\nname: str = 'a'")
     values = root / "values.yaml"
     values.write_text("n: 7\nname: c\n")
     words = ("run", "01", "-f", values, "-p", "name", "b=c d")
