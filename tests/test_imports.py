@@ -39,7 +39,9 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_room_is_named():
-    there = {path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
+    there = {path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or path.is_dir()} - {
+        "__pycache__"
+    }
     assert there == set(MAY)
 
 

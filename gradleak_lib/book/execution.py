@@ -390,7 +390,7 @@ def _as_text(notebook: Any, run: Run) -> str:
         "language": "python",
         "name": "python3",
     }
-    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
     numbers = {model: f"{number:032x}" for number, model in enumerate(widgets.get("state", {}))}
     return re.sub(r"[0-9a-f]{32}", lambda match: numbers.get(match[0], match[0]), text)

@@ -79,10 +79,19 @@ def plan(
     root = chapters.project_root() if root is None else root
     sources = [find_chapter(name, root) for name in dict.fromkeys(names)] if names else chapter_sources(root)
     check_needs(sources, profile=profile, root=root, data=data)
-    return [
+    runs = [
         plan_one(source, parameters, profile=profile, root=root, data=data, record=record)
         for source in dict.fromkeys(sources)
     ]
+    # Not where a sweep is planned, whose workers may have what this machine has not.
+    if any(run.parameters.get("device") == "cuda" for run in runs):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError(
+                "device is 'cuda', and torch finds no GPU here; 'auto' takes one where there is one"
+            )
+    return runs
 
 
 def check_needs(sources: Iterable[Path], *, profile: str, root: Path, data: Path | None = None) -> None:

@@ -163,7 +163,7 @@ def test_a_run_and_what_its_notebook_carries(root):
     seen = []
     [outcome] = execution.run_all([run], on_progress=lambda *state: seen.append(state))
     assert outcome.error == ""
-    assert outputs(run).splitlines()[0] == "5 notebooks 1 1"
+    assert outputs(run).splitlines()[0] == "5 notebooks 1"
     assert outputs(run).splitlines()[1].endswith("gradleak run 01-one -p n 5 --record")
     assert seen[-1][1:] == (5, 5)
 

@@ -1,0 +1,82 @@
+"""Every parameter of every chapter, changed by itself: it runs, or one sentence refuses it before a kernel starts.
+
+All changes are planned in each run, and some of them executed at smoke size: others after each commit. With
+``GRADLEAK_PARAMETERS=all`` all are, or those of some chapters with ``GRADLEAK_PARAMETERS=02,04``, which takes hours.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradleak_lib.book import chapters, execution, parameters, planning, results
+
+ROOT = results.ROOT
+DRAWN = 2
+
+
+def others(value: Any) -> Iterator[Any]:
+    """A smaller, a larger and some odd values in place of one."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (type(value)(value / 2), 2 * value, 1, 0, -1)
+    elif isinstance(value, str):
+        yield from ("nonsense", "")
+    elif value and isinstance(value[0], list):
+        yield from (value[:1], [[2 * entry for entry in part] for part in value], [[0] * len(value[0])], [])
+    else:
+        yield from (value[:1], value[1:], [*value, *value], [])
+        if value and not isinstance(value[0], str):
+            yield from ([2 * entry for entry in value], [1], [0], [-1])
+
+
+def changes() -> Iterator[tuple[str, str, Any]]:
+    for source in chapters.chapter_sources(ROOT):
+        smoke = planning.profile_parameters("smoke", source, ROOT)
+        for name, parameter in parameters.declared(source).items():
+            now = smoke.get(name, parameter.default)
+            for value in others(now):
+                if value != now:
+                    yield source.stem, name, value
+
+
+CHANGES = list(changes())
+
+
+def planned(chapter: str, name: str, value: Any) -> planning.Run | None:
+    """The run with one parameter changed; None where a sentence refuses it."""
+    try:
+        [run] = planning.plan([chapter], {name: value}, profile="smoke", root=ROOT)
+    except chapters.UsageError as error:
+        assert "\n" not in str(error)
+        assert name in str(error), error
+        return None
+    return run
+
+
+def chosen() -> list[tuple[str, str, Any]]:
+    """Changes to execute, of those that are not refused."""
+    wanted = os.environ.get("GRADLEAK_PARAMETERS", "")
+    accepted = [change for change in CHANGES if planned(*change)]
+    if wanted:
+        return [change for change in accepted if wanted == "all" or change[0][:2] in wanted.split(",")]
+    return random.Random(results.commit()).sample(accepted, DRAWN)
+
+
+def test_every_change_is_planned_or_refused():
+    refused = sum(planned(*change) is None for change in CHANGES)
+    assert len(CHANGES) > 200
+    assert 0 < refused < len(CHANGES) / 2
+
+
+@pytest.mark.parametrize("change", chosen(), ids=lambda change: "-".join(map(str, change)).replace(" ", ""))
+def test_what_is_not_refused_runs(change, tmp_path: Path):
+    run = planned(*change)
+    source = run.source.read_text(encoding="utf-8")
+    outcome, text = execution.execute(run, source, folder=tmp_path, threads=1, kernels=execution.Kernels())
+    assert outcome.error == "", f"{change}: {outcome.error}"
+    assert text
