@@ -135,5 +135,6 @@ $(TOOLS): $(INSTALLED)
 	@touch $@
 
 $(LAB): $(INSTALLED)
-	$(PIP) -c constraints.txt -e '.[lab]'
+	$(PIP) -c constraints.txt -e '.[lab]' || { \
+	  echo "make lab installs JupyterLab the first time, and could not: is there a network?" >&2; exit 1; }
 	@touch $@

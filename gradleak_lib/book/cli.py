@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import signal
 import sys
@@ -94,6 +95,8 @@ def run(
     except UsageError as error:
         raise _fail(error) from None
     _warn_of_profile(profile)
+    if profile == "smoke" and (data or os.environ.get("GRADLEAK_DATA")):
+        err.print("gradleak: the smoke profile looks at no data set but the embedded ones", style="yellow")
     # A run that is to be recorded has to happen.
     due = [one for one in runs if force or record or not one.up_to_date]
     for one in runs:
