@@ -9,6 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.seeding import seeded
+
 NAMES = ("linear", "mlp", "cnn", "lenet", "convnet", "resnet20", "resnet18", "mobilenet-v2", "nplm")
 
 
@@ -59,6 +61,12 @@ def build(
     ----------
     Zhu et al. 2019, Deep Leakage from Gradients (LeNet). Geiping et al. 2020, Sec. 5 (ConvNet). He et al. 2016,
     Sec. 4.2 (ResNet-20). Bengio et al. 2003 (nplm, without its direct connections).
+
+    Examples
+    --------
+    >>> model = build("lenet", (3, 32, 32), classes=10, seed=1)
+    >>> model(torch.rand(8, 3, 32, 32)).shape
+    torch.Size([8, 10])
     """
     if name not in NAMES:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(NAMES)}")
@@ -69,8 +77,7 @@ def build(
         raise ValueError(f"nplm takes windows of shape (words,), got shape {shape}")
     if name not in ("linear", "mlp", "nplm") and len(shape) != 3:
         raise ValueError(f"{name} takes images of shape (C, H, W), got shape {shape}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = _construct(name, shape, classes, width)
     return model.eval()
 
@@ -265,8 +272,7 @@ def with_new_head(model: nn.Module, *, classes: int, seed: int = 0, bias: bool |
     old = cast(nn.Linear, model.get_submodule(name))
     adapted = copy.deepcopy(model)
     parent, _, child = name.rpartition(".")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         head = nn.Linear(old.in_features, classes, bias=old.bias is not None if bias is None else bias)
     setattr(adapted.get_submodule(parent), child, head.to(old.weight).train(old.training))
     return adapted
@@ -326,8 +332,7 @@ def with_small_stem(resnet: nn.Module, *, seed: int = 0) -> nn.Module:
         raise ValueError(f"expected a ResNet of torchvision, got {type(resnet).__name__}")
     changed = copy.deepcopy(resnet)
     old = changed.conv1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
     changed.conv1 = stem.to(old.weight).train(old.training).requires_grad_(old.weight.requires_grad)

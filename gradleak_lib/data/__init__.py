@@ -1,4 +1,4 @@
-"""Named data sets as plain records: images, table rows, and users with their devices."""
+"""Named data sets as plain dataclasses: images, table rows, and users with their devices."""
 
 from gradleak_lib.data.batches import draw_images, draw_labels
 from gradleak_lib.data.datasets import NAMES, fetch, load
@@ -6,14 +6,13 @@ from gradleak_lib.data.flickr import open_images, pipa
 from gradleak_lib.data.images import ImageDataset
 from gradleak_lib.data.root import CorruptData, MissingData, data_root
 from gradleak_lib.data.scenes import digit_scenes
-from gradleak_lib.data.tabular import TABLES, TabularDataset, load_tabular
+from gradleak_lib.data.tabular import TabularDataset, load_tabular
 from gradleak_lib.data.texts import blogs, shakespeare, yelp
 from gradleak_lib.data.users import ClientData, Population, UserDataset, hold_out, split_clients, unowned
 from gradleak_lib.data.writers import mnist_writers
 
 __all__ = [
     "NAMES",
-    "TABLES",
     "ClientData",
     "CorruptData",
     "ImageDataset",

@@ -68,10 +68,11 @@ def draw_images(
     ValueError
         If there is no image of some label.
     """
+    wanted, there = labels.cpu(), dataset.labels.cpu()
     rows = torch.empty(len(labels), dtype=torch.int64)
-    for label in labels.unique():
-        places = (labels == label).nonzero().flatten()
-        members = (dataset.labels == label).nonzero().flatten()
+    for label in wanted.unique():
+        places = (wanted == label).nonzero().flatten()
+        members = (there == label).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"{dataset.name} has no image of class {int(label)}")
         shuffled = members[torch.randperm(len(members), generator=generator)]

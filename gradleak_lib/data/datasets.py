@@ -1,6 +1,9 @@
-"""`load`: one call for every image data set."""
+"""The data sets by name, and `load`: one call for images of any."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,12 +14,80 @@ from gradleak_lib.data.folder import list_folder, read_images
 from gradleak_lib.data.images import ImageDataset, to_float
 from gradleak_lib.data.photos import MAX_SIZE, load_photos, load_places
 from gradleak_lib.data.root import data_root
-from gradleak_lib.data.tabular import TABLES, fetch_adult, load_tabular
-from gradleak_lib.data.torchvision_sets import SETS, check_set, fetch_set, read_set
+from gradleak_lib.data.tabular import fetch_adult, load_tabular
+from gradleak_lib.data.torchvision_sets import check_set, fetch_set, read_set
 from gradleak_lib.data.writers import fetch_writers, mnist_writers
 
-NAMES = ("photos", "places", "digits", *SETS)
 SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that has a name.
+
+    Parameters
+    ----------
+    about
+        What it is, in a few words.
+    cut
+        ``cut(size=, n=, seed=)`` gives images that are cut at random out of others; None: they are not.
+    read
+        ``read(split, root, download=)`` gives all images (uint8 ``[N, C, H, W]``), labels (int64 ``[N]``) and the
+        names of the classes; None: there are no such images.
+    fetch
+        ``fetch(root)`` downloads what is missing; None: nothing can be downloaded.
+    check
+        ``check(root)`` raises MissingData or CorruptData; None: the data come with gradleak.
+    """
+
+    about: str
+    cut: Callable[..., ImageDataset] | None = None
+    read: Callable[..., tuple[Tensor, Tensor, tuple[str, ...]]] | None = None
+    fetch: Callable[[Path], object] | None = None
+    check: Callable[[Path], object] | None = None
+
+
+def _published(name: str, about: str) -> Source:
+    """A data set that torchvision reads; of its splits, the test split is looked at."""
+    return Source(
+        about,
+        read=partial(read_set, name),
+        fetch=partial(fetch_set, name),
+        check=partial(check_set, name, "test"),
+    )
+
+
+def _read_digits(split: str, root: Path, *, download: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # The grey levels run from 0 to 16.
+    images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
+    return images, torch.from_numpy(bunch.target), tuple(map(str, bunch.target_names))
+
+
+SOURCES = {
+    "photos": Source("crops of ten photographs", cut=load_photos),
+    "places": Source("crops of 100 places in ten photographs", cut=load_places),
+    "digits": Source("1,797 handwritten digits of 8 x 8 pixels", read=_read_digits),
+    "cifar10": _published("cifar10", "60,000 small photographs of ten classes"),
+    "cifar100": _published("cifar100", "60,000 small photographs of 100 classes"),
+    "mnist": _published("mnist", "70,000 handwritten digits"),
+    "fashion-mnist": _published("fashion-mnist", "70,000 pieces of clothing"),
+    "breast-cancer": Source("a table of tumours"),
+    "adult": Source(
+        "a table of a census", fetch=fetch_adult, check=lambda root: load_tabular("adult", root=root)
+    ),
+    "qmnist": Source(
+        "MNIST with the writers of its digits",
+        fetch=fetch_writers,
+        check=lambda root: mnist_writers(2, root=root),
+    ),
+    "blogs": Source("posts by blogger", check=lambda root: read_blogs(root / "blogs")),
+    "shakespeare": Source("speeches by role", check=read_shakespeare),
+}
+# Those that `load` takes.
+NAMES = tuple(name for name, source in SOURCES.items() if source.cut or source.read)
 
 
 def load(
@@ -71,30 +142,30 @@ def load(
         If the data set is not on this machine.
     CorruptData
         If a file of it is damaged.
+
+    Examples
+    --------
+    >>> digits = load("digits", sample=100, seed=1)
+    >>> digits.images.shape, digits.classes[int(digits.labels[0])]
+    (torch.Size([100, 1, 8, 8]), '1')
     """
     _check_arguments(size, sample, seed, split)
-    if name == "photos":
-        return load_photos(size or MAX_SIZE, 64 if sample is None else sample, seed=seed, distinct=distinct)
-    if name == "places":
-        return load_places(size or 32, 1000 if sample is None else sample, seed=seed)
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        # The grey levels run from 0 to 16.
-        images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
-        labels, classes = torch.from_numpy(bunch.target), tuple(map(str, bunch.target_names))
-    elif name in SETS:
-        images, labels, classes = read_set(str(name), split, data_root(root), download=download)
-    else:
-        folder = find_folder(name, root)
-        paths, numbers, classes = list_folder(folder)
-        chosen = _choose(name, len(paths), sample, seed)
-        images = read_images([paths[i] for i in chosen.tolist()], size or MAX_SIZE)
-        title = folder.resolve().name if Path(name).is_absolute() else str(name)
-        return ImageDataset(to_float(images), torch.tensor(numbers)[chosen], classes, title)
-    chosen = _choose(name, len(images), sample, seed)
-    return ImageDataset(to_float(images[chosen], size), labels[chosen], classes, str(name))
+    source = SOURCES[str(name)] if name in NAMES else None
+    if not distinct and name != "photos":
+        raise ValueError("distinct=False: only the crops of photos can overlap at will")
+    if source and source.cut:
+        given = {"size": size, "n": sample, "distinct": None if distinct else False}
+        return source.cut(seed=seed, **{key: value for key, value in given.items() if value is not None})
+    if source and source.read:
+        images, labels, classes = source.read(split, data_root(root), download=download)
+        chosen = _choose(name, len(images), sample, seed)
+        return ImageDataset(to_float(images[chosen], size), labels[chosen], classes, str(name))
+    folder = find_folder(name, root)
+    paths, numbers, classes = list_folder(folder)
+    chosen = _choose(name, len(paths), sample, seed)
+    images = read_images([paths[i] for i in chosen.tolist()], size or MAX_SIZE)
+    title = folder.resolve().name if Path(name).is_absolute() else str(name)
+    return ImageDataset(to_float(images), torch.tensor(numbers)[chosen], classes, title)
 
 
 def fetch(name: str, *, root: str | os.PathLike[str] | None = None) -> Path:
@@ -120,17 +191,14 @@ def fetch(name: str, *, root: str | os.PathLike[str] | None = None) -> Path:
     MissingData
         If the download fails; nothing of it is left behind.
     """
-    folder = data_root(root)
-    if name in SETS:
-        fetch_set(name, folder)
-    elif name == "adult":
-        fetch_adult(folder)
-    elif name == "qmnist":
-        fetch_writers(folder)
-    elif name in NAMES or name in TABLES:
-        raise ValueError(f"name={name!r}: these data come with gradleak and need no download")
-    else:
-        raise ValueError(f"name={name!r}: it must be one of {', '.join(SETS)}, adult, qmnist")
+    folder, source = data_root(root), SOURCES.get(name)
+    if source is None or source.fetch is None:
+        known = ", ".join(one for one, source in SOURCES.items() if source.fetch)
+        why = f"it must be one of {known}"
+        if source is not None and source.check is None:
+            why = "these data come with gradleak and need no download"
+        raise ValueError(f"name={name!r}: {why}")
+    source.fetch(folder)
     return folder
 
 
@@ -140,8 +208,7 @@ def check(name: str, *, root: str | os.PathLike[str] | None = None) -> None:
     Parameters
     ----------
     name
-        What `fetch` takes, ``"blogs"``, ``"shakespeare"``, or a folder of images as for `load`. What comes with
-        gradleak is always there.
+        One of `SOURCES`, or a folder of images as for `load`. What comes with gradleak is always there.
     root
         Data root; None: see `data_root`.
 
@@ -152,19 +219,11 @@ def check(name: str, *, root: str | os.PathLike[str] | None = None) -> None:
     ValueError
         If there is no data set of that name, and no folder with images.
     """
-    folder = data_root(root)
-    if name in SETS:
-        check_set(name, "test", folder)
-    elif name == "adult":
-        load_tabular("adult", root=folder)
-    elif name == "qmnist":
-        mnist_writers(2, root=folder)
-    elif name == "blogs":
-        read_blogs(folder / "blogs")
-    elif name == "shakespeare":
-        read_shakespeare(folder)
-    elif name not in (*NAMES, *TABLES):
+    source = SOURCES.get(name)
+    if source is None:
         list_folder(find_folder(name, root))
+    elif source.check is not None:
+        source.check(data_root(root))
 
 
 def find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Path:
@@ -186,9 +245,10 @@ def find_folder(name: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     for place in places:
         if str(name) and place.is_dir():
             return place
+    known = ", ".join(f"{one} ({SOURCES[one].about})" for one in NAMES)
     looked = " or ".join(dict.fromkeys(map(str, places)))
     raise ValueError(
-        f"name={str(name)!r}: it must be one of {', '.join(NAMES)}, or the path of a folder of images "
+        f"name={str(name)!r}: it must be one of {known}, or the path of a folder of images "
         f"(there is no folder {looked})"
     )
 

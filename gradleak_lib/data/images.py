@@ -1,4 +1,4 @@
-"""The record that every image data set is loaded into, and resizing."""
+"""What every image data set is loaded into, and resizing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from gradleak_lib.show import summary
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,6 @@ class ImageDataset:
         Names of the K classes.
     name
         Name of the data set.
-    users
-        int64 ``[N]``: who owns each image; None where nobody knows.
 
     Raises
     ------
@@ -35,17 +35,16 @@ class ImageDataset:
     labels: Tensor
     classes: tuple[str, ...]
     name: str
-    users: Tensor | None = None
+
+    __repr__ = summary
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4:
             raise ValueError(f"images has shape {tuple(self.images.shape)}: it must be [N, C, H, W]")
-        for field in ("labels", "users"):
-            value = getattr(self, field)
-            if value is not None and len(value) != len(self.images):
-                raise ValueError(
-                    f"{field} has {len(value)} entries: it must have one per image, {len(self.images)}"
-                )
+        if len(self.labels) != len(self.images):
+            raise ValueError(
+                f"labels has {len(self.labels)} entries: it must have one per image, {len(self.images)}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,19 +52,18 @@ class ImageDataset:
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageDataset":
         """Return the images at ``indices`` (int64 ``[M]`` or bool ``[N]``), in that order."""
         index = row_index(indices, len(self))
-        users = None if self.users is None else self.users[index]
-        return replace(self, images=self.images[index], labels=self.labels[index], users=users)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
 
 def row_index(indices: Tensor | Sequence[int], length: int) -> Tensor:
-    """Return int64 row numbers from row numbers, or from a mask of ``length`` booleans.
+    """Return int64 row numbers, on the CPU, from row numbers, or from a mask of ``length`` booleans.
 
     Raises
     ------
     ValueError
         If an index is out of range, or the mask has another length.
     """
-    index = torch.as_tensor(indices)
+    index = torch.as_tensor(indices, device="cpu")
     if index.dtype == torch.bool:
         if index.shape != (length,):
             raise ValueError(f"indices is a mask of shape {tuple(index.shape)}: it must be [{length}]")

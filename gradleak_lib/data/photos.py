@@ -29,7 +29,6 @@ _SOURCES = {
 PHOTOGRAPHS = tuple(_SOURCES)
 
 MIN_SIZE, MAX_SIZE = 8, 224
-MAX_IOU = 1 / 3
 MIN_STD = 0.03
 MIN_RMS = 0.03
 _THUMB = 8
@@ -39,7 +38,7 @@ Window = tuple[int, int, int]
 Pixels = NDArray[np.uint8]
 
 
-def load_photos(size: int, n: int, *, seed: int = 0, distinct: bool = True) -> ImageDataset:
+def load_photos(size: int = MAX_SIZE, n: int = 64, *, seed: int = 0, distinct: bool = True) -> ImageDataset:
     """Cut ``n`` square crops out of ten photographs.
 
     Each crop comes from a photograph drawn uniformly among the ten. Its window is reduced to ``size`` pixels
@@ -100,7 +99,7 @@ def load_photos(size: int, n: int, *, seed: int = 0, distinct: bool = True) -> I
     return ImageDataset(to_float(pixels), torch.tensor(labels), PHOTOGRAPHS, "photos")
 
 
-def load_places(size: int, n: int, *, seed: int = 0) -> ImageDataset:
+def load_places(size: int = 32, n: int = 1000, *, seed: int = 0) -> ImageDataset:
     """Cut ``n`` square crops out of 100 places: ten photographs, each cut into ten tiles.
 
     A task with many classes: where does this crop come from? Most places are easy to tell from each other; some have
@@ -160,14 +159,6 @@ def photograph(name: str) -> Image.Image:
         raise MissingData(
             f"photos: {package} is installed without its {path}: install its wheel from PyPI"
         ) from error
-
-
-def window_iou(one: Window, other: Window) -> float:
-    """Return the intersection over union, in [0, 1], of two windows (left, top, side) in pixels."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[2], other[1] + other[2]) - max(one[1], other[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (one[2] ** 2 + other[2] ** 2 - shared)
 
 
 def window_grids(width: int, height: int, size: int, rng: np.random.Generator) -> list[list[Window]]:

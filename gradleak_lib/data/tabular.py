@@ -14,11 +14,11 @@ from torch import Tensor
 from gradleak_lib.data.images import row_index
 from gradleak_lib.data.root import corrupt, data_root, missing, staged
 from gradleak_lib.data.torchvision_sets import md5_of
+from gradleak_lib.show import summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = ("breast-cancer", "adult")
 _SPLITS = ("train", "test")
 
 _ADULT_URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/adult/"
@@ -76,6 +76,8 @@ class TabularDataset:
     low: tuple[float, ...]
     high: tuple[float, ...]
     whole: tuple[str, ...] = ()
+
+    __repr__ = summary
 
     def __post_init__(self) -> None:
         rows, width = self.features.shape
@@ -179,7 +181,7 @@ def load_tabular(
         bunch = load_breast_cancer(as_frame=True)
         return _encode(bunch.data, bunch.data, bunch.target.to_numpy(), tuple(bunch.target_names), name)
     if name != "adult":
-        raise ValueError(f"name={name!r}: it must be one of {', '.join(TABLES)}")
+        raise ValueError(f"name={name!r}: it must be breast-cancer or adult")
     folder = data_root(root)
     if download:
         fetch_adult(folder)

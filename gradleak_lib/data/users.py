@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradleak_lib.data.images import ImageDataset, row_index
+from gradleak_lib.show import summary
 
 Split = Literal["random", "album", "chrono"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -62,6 +63,8 @@ class UserDataset:
     classes: tuple[str, ...]
     user_names: tuple[str, ...]
     name: str
+
+    __repr__ = summary
 
     def __post_init__(self) -> None:
         for field in _ROWS:
@@ -127,6 +130,8 @@ class Population:
     test: UserDataset
     public: UserDataset
 
+    __repr__ = summary
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -148,6 +153,8 @@ class ClientData:
     rows: tuple[Tensor, ...]
     users: Tensor
     devices: Tensor
+
+    __repr__ = summary
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -150,8 +150,8 @@ def _mixed(
             )
     both = replace(
         own,
-        inputs=torch.cat([own.inputs, background.inputs]),
-        targets=torch.cat([own.targets, background.targets]),
+        inputs=torch.cat([own.inputs, background.inputs.to(own.inputs.device)]),
+        targets=torch.cat([own.targets, background.targets.to(own.targets.device)]),
         users=torch.cat([own.users, torch.full((len(background),), -1)]),
         items=torch.cat([own.items, background.items]),
         albums=torch.cat([own.albums, background.albums]),

@@ -11,8 +11,10 @@ from torch.func import grad, vmap
 
 from gradleak_lib.defenses.composition import UpdateDefense
 from gradleak_lib.defenses.noise import gaussian_noise
+from gradleak_lib.federated.checks import check_samples, trained_parameters
 from gradleak_lib.federated.functional import as_function, cast_like
 from gradleak_lib.federated.update import Update, check_finite
+from gradleak_lib.seeding import seeded
 
 
 def clip(bound: float, *, within: Literal["update", "tensor"] = "update") -> UpdateDefense:
@@ -92,7 +94,7 @@ def dp_sgd(
     ------
     ValueError
         If a number is out of range, images and labels differ in number, every parameter is frozen, batch norm is in
-        training mode, or the gradient is NaN or infinity.
+        training mode, or the gradient is NaN or infinity (`Diverged`).
 
     References
     ----------
@@ -103,13 +105,8 @@ def dp_sgd(
             "bound must be positive, noise_multiplier 0 or more, both finite, microbatch at least 1; got "
             f"{bound}, {noise_multiplier}, {microbatch}"
         )
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            f"images and labels must be equally many and not none, got {len(images)}, {len(labels)}"
-        )
-    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    if not trained:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    check_samples(images=images, labels=labels)
+    trained = {name: value.detach() for name, value in trained_parameters(model).items()}
     if any(
         isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in model.modules()
     ):
@@ -126,17 +123,17 @@ def dp_sgd(
 
     per_sample = vmap(grad(of_one), (None, 0, 0), randomness="different")
     total = {name: torch.zeros_like(value) for name, value in trained.items()}
-    with torch.random.fork_rng({example.device} if example.is_cuda else ()):
-        torch.manual_seed(seed)  # for dropout
+    lengths = torch.zeros(len(trained), dtype=torch.float64, device=example.device)
+    with seeded(seed, {example.device}):  # for dropout
         for part, part_labels in zip(images.split(microbatch), labels.split(microbatch), strict=True):
             each = per_sample(trained, cast_like(example, part), part_labels.to(example.device))
-            check_finite(each)
-            norms = torch.stack([value.flatten(1).double().norm(dim=1) for value in each.values()]).norm(
-                dim=0
-            )
-            factors = (bound / norms).clamp(max=1).to(example)
+            norms = torch.stack([value.flatten(1).double().norm(dim=1) for value in each.values()])
+            lengths += norms.sum(1)
+            factors = (bound / norms.norm(dim=0)).clamp(max=1).to(example)
             for name, value in each.items():
                 total[name] += torch.tensordot(factors, value, 1)
+    # Once for all microbatches: each look makes a GPU wait. A sum of clipped gradients would hide an infinite one.
+    check_finite(dict(zip(trained, lengths, strict=True)))
     mean = Update({name: value / len(images) for name, value in total.items()}, "gradient", len(images))
     noisy = gaussian_noise(noise_multiplier * bound / len(images), seed=seed)(mean)
     sent = {

@@ -20,6 +20,14 @@ def chain(*defenses: UpdateDefense) -> UpdateDefense:
     -------
     Callable[[Update], Update]
         The defence.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gradleak_lib.defenses import clip, compress
+    >>> update = Update({"weight": torch.tensor([3.0, 0.1, 4.0])}, "gradient", samples=1)
+    >>> chain(compress(0.4), clip(1.0))(update).tensors["weight"]
+    tensor([0.6000, 0.0000, 0.8000])
     """
 
     def defense(update: Update) -> Update:

@@ -1,13 +1,15 @@
 """What a client can look at before it sends anything: the model that it received, and its own update."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from gradleak_lib.federated.functional import as_function, cast_like
 from gradleak_lib.federated.update import Update, check_finite, rounding_error
+from gradleak_lib.seeding import seeded
+from gradleak_lib.show import summary
 
 # Of a larger layer, so many rows at even distances are compared with each other.
 _MOST_ROWS = 2048
@@ -92,10 +94,10 @@ def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerStatis
     ]
     if not layers:
         raise ValueError(f"the model has no linear layer or convolution with {least_rows} rows or more")
-    return [_signs(name, layer.weight, layer.bias) for name, layer in layers]
+    return [_statistics(name, layer.weight, layer.bias) for name, layer in layers]
 
 
-def _signs(name: str, weight: Tensor, bias: Tensor | None) -> LayerStatistics:
+def _statistics(name: str, weight: Tensor, bias: Tensor | None) -> LayerStatistics:
     matrix = weight.flatten(1).double()
     if not matrix.isfinite().all() or (bias is not None and not bias.isfinite().all()):
         raise ValueError(f"layer {name!r} of the model holds NaN or infinity")
@@ -153,26 +155,26 @@ def _rank_correlation(values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Alarm:
-    """One sign of one layer that lies beyond its threshold.
+    """One statistic of one layer that lies beyond its threshold.
 
     Parameters
     ----------
     layer
         Name of the layer.
-    sign
+    statistic
         Name of the field of `LayerStatistics`.
     value, threshold
         What was found, and the most (for the two ranks: the least) that an honest layer is granted.
     """
 
     layer: str
-    sign: str
+    statistic: str
     value: float
     threshold: float
 
 
 def find_alarms(
-    signs: Sequence[LayerStatistics],
+    statistics: Sequence[LayerStatistics],
     *,
     effective_rank: float = 0.3,
     participation: float = 0.025,
@@ -181,21 +183,21 @@ def find_alarms(
     bias_spread: float = 3.0,
     bias_order: float = 0.95,
 ) -> list[Alarm]:
-    """List the signs that lie beyond their thresholds.
+    """List the statistics that lie beyond their thresholds.
 
     The defaults give no alarm on any network of `gradleak_lib.models`, untrained, nor on four of them trained on
     small images. That is no promise for other networks: a layer that starts at zero gives one.
 
     Parameters
     ----------
-    signs
+    statistics
         From `inspect_layers`.
     effective_rank, participation
-        Alarm below, in [0, 1]; 0 turns the sign off.
+        Alarm below, in [0, 1]; 0 turns it off.
     largest_cosine, median_cosine, bias_order
-        Alarm above, in [0, 1]; 1 turns the sign off.
+        Alarm above, in [0, 1]; 1 turns it off.
     bias_spread
-        Alarm above, 0 or more; ``math.inf`` turns the sign off.
+        Alarm above, 0 or more; ``math.inf`` turns it off.
 
     Returns
     -------
@@ -214,7 +216,7 @@ def find_alarms(
         if not threshold >= 0 or (threshold > 1 and name != "bias_spread"):
             raise ValueError(f"{name} must lie in [0, 1], bias_spread be 0 or more, got {threshold}")
     alarms = []
-    for layer in signs:
+    for layer in statistics:
         for name, threshold in {**least, **most}.items():
             value = getattr(layer, name)
             if value is not None and (value < threshold if name in least else value > threshold):
@@ -240,9 +242,11 @@ class LayerLeak:
     """
 
     name: str
-    single: Tensor = field(repr=False)
-    paired: Tensor = field(repr=False)
+    single: Tensor
+    paired: Tensor
     tolerance: float
+
+    __repr__ = summary
 
     @property
     def exposed(self) -> Tensor:
@@ -335,7 +339,7 @@ def _layer_inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Ten
     # Batch norm in training mode writes to its buffers, and dropout draws.
     values |= {name: value.detach().clone() for name, value in model.named_buffers()}
     try:
-        with torch.random.fork_rng({parameter.device} if parameter.is_cuda else ()):
+        with seeded(None, {parameter.device}):
             as_function(model)(values, cast_like(parameter, images))
     finally:
         for hook in hooks:

@@ -1,7 +1,6 @@
 """Local training under differential privacy: every step of it clips its samples and adds noise."""
 
 import copy
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradleak_lib.defenses.clipping import dp_sgd
+from gradleak_lib.federated.checks import check_samples, check_training
 from gradleak_lib.federated.update import Update, apply_update, check_finite
 
 
@@ -47,24 +47,19 @@ def dp_fedavg(
     ------
     ValueError
         As for `dp_sgd`, if learning_rate, batch_size or epochs are out of range, or if training diverged to NaN or
-        infinity.
+        infinity (`Diverged`).
 
     References
     ----------
     Abadi et al. 2016, Alg. 1; McMahan et al. 2017, Alg. 1.
     """
-    if not 0 < learning_rate < math.inf or batch_size < 1 or epochs < 1:
-        raise ValueError(
-            "learning_rate must be positive and finite, batch_size and epochs at least 1, "
-            f"got {learning_rate}, {batch_size}, {epochs}"
-        )
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            f"images and labels must be equally many and not none, got {len(images)}, {len(labels)}"
-        )
+    check_training(learning_rate, batch_size, epochs)
+    check_samples(images=images, labels=labels)
+    device = next(model.parameters()).device
+    images, labels = images.to(device), labels.to(device)
     local = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
+    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)]).to(device)
     batches = [batch for epoch in order.split(len(images)) for batch in epoch.split(batch_size)]
     for step, batch in enumerate(batches):
         gradient = dp_sgd(

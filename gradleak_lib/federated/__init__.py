@@ -4,9 +4,10 @@ from gradleak_lib.federated.clients import fedavg, fedsgd
 from gradleak_lib.federated.engines import choose_engine, local_updates, multilabel_loss, task_loss
 from gradleak_lib.federated.frozen import split_frozen, train_only
 from gradleak_lib.federated.simulation import Observations, Simulation, cohort, simulate
-from gradleak_lib.federated.update import Update, aggregate, apply_update
+from gradleak_lib.federated.update import Diverged, Update, aggregate, apply_update
 
 __all__ = [
+    "Diverged",
     "Observations",
     "Simulation",
     "Update",

@@ -1,13 +1,15 @@
 """Training with all data in one place: warm starts, and what federated averaging is compared with."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 
-from gradleak_lib.federated.clients import Loss
+from gradleak_lib.federated.checks import check_samples, check_training, trained_parameters
 from gradleak_lib.federated.engines import task_loss
+from gradleak_lib.federated.functional import cast_like
+from gradleak_lib.federated.update import Diverged, all_finite
+from gradleak_lib.seeding import seeded
 
 
 def train_centrally(
@@ -18,10 +20,9 @@ def train_centrally(
     epochs: int,
     learning_rate: float = 1e-3,
     batch_size: int = 32,
-    loss: Loss | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Train a copy of a model with Adam.
+    """Train a copy of a model with Adam, on the loss that `task_loss` names.
 
     Parameters
     ----------
@@ -33,8 +34,6 @@ def train_centrally(
         Passes over the data, at least 1.
     learning_rate, batch_size
         Of Adam; positive.
-    loss
-        As for `fedavg`; None: see `task_loss`.
     seed
         Seed of the order of the samples, and of dropout.
 
@@ -46,40 +45,30 @@ def train_centrally(
     Raises
     ------
     ValueError
-        If a number is out of range, inputs and targets differ in number, or the training diverges.
+        If a number is out of range, inputs and targets differ in number, or the training diverges (`Diverged`).
     """
-    if epochs < 1 or batch_size < 1 or not 0 < learning_rate < math.inf:
-        raise ValueError(
-            "epochs and batch_size must be 1 or more and learning_rate positive and finite, got "
-            f"{epochs}, {batch_size}, {learning_rate}"
-        )
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(
-            f"inputs and targets must be equally many and not none: {len(inputs)}, {len(targets)}"
-        )
-    loss = loss or task_loss(targets)
+    check_training(learning_rate, batch_size, epochs)
+    check_samples(inputs=inputs, targets=targets)
+    loss = task_loss(targets)
     trained = copy.deepcopy(model)
-    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
-    device = parameters[0].device
+    parameters = list(trained_parameters(trained).values())
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng({parameter.device for parameter in parameters if parameter.is_cuda}):
-        torch.manual_seed(seed)
+    with seeded(seed, {parameter.device for parameter in parameters}):
         for _ in range(epochs):
             for batch in torch.randperm(len(inputs), generator=generator).split(batch_size):
-                value = loss(trained(inputs[batch].to(device)), targets[batch].to(device), reduction="mean")
+                outputs = trained(cast_like(parameters[0], inputs[batch]))
+                value = loss(outputs, targets[batch].to(outputs.device), reduction="mean")
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
-            if not all(tensor.isfinite().all() for tensor in (value, *parameters)):
-                raise ValueError("the training diverged to NaN or infinity: lower learning_rate")
+            if not all_finite([value, *parameters]):
+                raise Diverged("the training diverged to NaN or infinity: lower learning_rate")
     return trained
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 512) -> Tensor:
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs of a model for many inputs, on the CPU, ``[N, ...]``."""
     device = next(model.parameters()).device
-    return torch.cat([model(part.to(device)).cpu() for part in inputs.split(batch_size)])
+    return torch.cat([model(part.to(device)).cpu() for part in inputs.split(512)])

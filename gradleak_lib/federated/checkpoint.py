@@ -26,8 +26,8 @@ class Part:
     ----------
     start, end
         Rounds from 0.
-    cohorts
-        For each round int64 ``[M]``, who trained.
+    cohorts, local_steps
+        For each round int64 ``[M]``, who trained, and in how many steps.
     updates
         By parameter name, for each round ``[M, ...]``, what was observed.
     tracked
@@ -37,13 +37,17 @@ class Part:
     start: int
     end: int
     cohorts: tuple[Tensor, ...]
+    local_steps: tuple[Tensor, ...]
     updates: Mapping[str, tuple[Tensor, ...]]
     tracked: tuple[float, ...]
 
-    def then(self, chosen: Tensor, updates: Mapping[str, Tensor], tracked: tuple[float, ...]) -> Part:
+    def then(
+        self, chosen: Tensor, steps: Tensor, updates: Mapping[str, Tensor], tracked: tuple[float, ...]
+    ) -> Part:
         """Return the part with one more round."""
         longer = {name: (*self.updates.get(name, ()), value) for name, value in updates.items()}
-        return Part(self.start, self.end + 1, (*self.cohorts, chosen), longer, self.tracked + tracked)
+        cohorts, local_steps = (*self.cohorts, chosen), (*self.local_steps, steps)
+        return Part(self.start, self.end + 1, cohorts, local_steps, longer, self.tracked + tracked)
 
     @staticmethod
     def joined(parts: Sequence[Part]) -> Part:
@@ -53,6 +57,7 @@ class Part:
             parts[0].start,
             parts[-1].end,
             tuple(chosen for part in parts for chosen in part.cohorts),
+            tuple(steps for part in parts for steps in part.local_steps),
             {name: tuple(value for part in parts for value in part.updates.get(name, ())) for name in names},
             tuple(value for part in parts for value in part.tracked),
         )
@@ -125,6 +130,7 @@ def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:
         "start": part.start,
         "end": part.end,
         "cohorts": part.cohorts,
+        "local_steps": part.local_steps,
         "updates": dict(part.updates),
         "tracked": part.tracked,
         "parameters": {n: value.detach() for n, value in model.named_parameters() if value.requires_grad},

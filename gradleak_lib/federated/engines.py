@@ -1,6 +1,5 @@
 """Many clients' local training: one after the other, or all at once, with the same updates."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,13 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from gradleak_lib.data.users import ClientData
+from gradleak_lib.federated.checks import check_training, trained_parameters
 from gradleak_lib.federated.clients import Loss, fedavg
 from gradleak_lib.federated.frozen import draws_or_averages
+from gradleak_lib.federated.functional import cast_like
 from gradleak_lib.federated.stacked import fits_in_groups, is_special_embedding, stacked_outputs
 from gradleak_lib.federated.update import check_finite
+from gradleak_lib.seeding import reseed, seeded
 
 Engine = Literal["auto", "sequential", "vectorized", "compiled"]
 
@@ -140,11 +142,9 @@ def local_updates(
     ----------
     McMahan et al. 2017, Alg. 1 (ClientUpdate); Orekondy et al. 2018, Alg. 1.
     """
-    if not len(chosen) or batch_size < 1 or epochs < 1 or not 0 < learning_rate < math.inf:
-        raise ValueError(
-            "chosen, batch_size and epochs must be 1 or more and learning_rate positive and finite, got "
-            f"{len(chosen)}, {batch_size}, {epochs}, {learning_rate}"
-        )
+    check_training(learning_rate, batch_size, epochs)
+    if not len(chosen):
+        raise ValueError("chosen must hold one client or more, got none")
     if seeds is not None and len(seeds) != len(chosen):
         raise ValueError(f"seeds must be one for each chosen client, got {len(seeds)} for {len(chosen)}")
     for client in chosen:
@@ -176,12 +176,13 @@ class _Training:
 
 
 def _one_by_one(model: nn.Module, clients: ClientData, training: _Training) -> dict[str, Tensor]:
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = trained_parameters(model)
+    devices = {value.device for value in model.parameters()}
     rows: list[dict[str, Tensor]] = []
-    with torch.random.fork_rng({value.device for value in model.parameters() if value.is_cuda}):
+    with seeded(None, devices):
         for client, generator in zip(training.chosen, training.generators, strict=True):
             if generator is not None:
-                torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
+                reseed(generator.initial_seed(), devices)  # dropout draws from torch's own generators
             update = fedavg(
                 model,
                 *clients.samples(client),
@@ -199,34 +200,29 @@ def _one_by_one(model: nn.Module, clients: ClientData, training: _Training) -> d
 def _side_by_side(
     model: nn.Module, clients: ClientData, training: _Training, *, compiled: bool
 ) -> dict[str, Tensor]:
-    received = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    if not received:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    received = {name: value.detach() for name, value in trained_parameters(model).items()}
     example = next(iter(received.values()))
-    device = example.device
     step = _step(model, training.loss, compiled)
     held = [clients.rows[client] for client in training.chosen]
     # Clients with as many steps side by side: the others would wait for the longest.
     order = sorted(range(len(held)), key=lambda place: len(held[place]))
-    budget = _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
+    budget = _CPU_BUDGET if example.device.type == "cpu" else _GPU_BUDGET
     width = max(1, budget // sum(value.numel() for value in received.values()))
     result = {name: value.new_empty(len(held), *value.shape) for name, value in received.items()}
     for places in np.array_split(order, -(-len(order) // width)):
+        together = torch.cat([held[place] for place in places])
+        inputs, targets = clients.data.inputs[together], clients.data.targets[together]
+        inputs, targets = cast_like(example, inputs), targets.to(example.device)
         rows, weights = _batches(
-            [held[place] for place in places],
+            list(torch.arange(len(together)).split([len(held[place]) for place in places])),
             [training.generators[place] for place in places],
             batch_size=training.batch_size,
             epochs=training.epochs,
         )
         current = {name: value.expand(len(places), *value.shape).clone() for name, value in received.items()}
-        for rows_now, weights_now in zip(rows, weights, strict=True):
-            inputs, targets = (
-                tensor[rows_now.to(tensor.device)].to(device)
-                for tensor in (clients.data.inputs, clients.data.targets)
-            )
-            inputs = inputs.to(example) if inputs.is_floating_point() else inputs
+        for now, weight in zip(rows.to(example.device), weights.to(example), strict=True):
             try:
-                current = step(current, inputs, targets, weights_now.to(example), training.learning_rate)
+                current = step(current, inputs[now], targets[now], weight, training.learning_rate)
             except RuntimeError as error:
                 if compiled or isinstance(error, torch.OutOfMemoryError):
                     raise  # not the model's fault, or the compiler's to explain

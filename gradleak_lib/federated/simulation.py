@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from gradleak_lib.data.images import row_index
 from gradleak_lib.data.users import ClientData
 from gradleak_lib.federated import checkpoint as saved
+from gradleak_lib.federated.checks import check_training, trained_parameters
 from gradleak_lib.federated.clients import Loss
 from gradleak_lib.federated.engines import Engine, choose_engine, local_updates, task_loss
 from gradleak_lib.federated.frozen import cached, split_frozen
 from gradleak_lib.federated.update import Update, check_finite
+from gradleak_lib.show import summary
+
+_EVERY = 10  # rounds from one save to the next
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What a server, or whoever reads its traffic, has seen.
+    """What a server, or whoever reads its traffic, has seen: the updates, and what the protocol tells of each.
 
     Parameters
     ----------
@@ -39,6 +43,10 @@ class Observations:
         int64 ``[N]``: round of the update, from 0.
     samples
         int64 ``[N]``: number of samples behind it.
+    local_steps
+        int64 ``[N]``: number of local steps behind it.
+    learning_rate
+        Learning rate of the local steps.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,16 +55,19 @@ class Observations:
     devices: Tensor
     rounds: Tensor
     samples: Tensor
+    local_steps: Tensor
+    learning_rate: float
+
+    __repr__ = summary
 
     def __len__(self) -> int:
         return len(self.clients)
 
     def subset(self, indices: Tensor) -> "Observations":
         """Return the updates at ``indices`` (int64 ``[M]`` or bool ``[N]``)."""
-        return Observations(
-            {name: value[indices] for name, value in self.tensors.items()},
-            *(getattr(self, field)[indices] for field in _FIELDS),
-        )
+        index = row_index(indices, len(self))
+        tensors = {name: value[index] for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors, **{field: getattr(self, field)[index] for field in _ROWS})
 
     def keep(self, layer: str) -> "Observations":
         """Return the same updates with the part of one layer only."""
@@ -80,13 +91,14 @@ class Observations:
             raise ValueError(f"{what} was observed here: there are {', '.join(self.tensors) or 'no tensors'}")
         return names
 
-    def update(self, index: int, *, learning_rate: float | None = None) -> Update:
+    def update(self, index: int) -> Update:
         """One update by its place, with the observed tensors only."""
         tensors = {name: value[index] for name, value in self.tensors.items()}
-        return Update(tensors, "delta", int(self.samples[index]), learning_rate=learning_rate)
+        samples, steps = int(self.samples[index]), int(self.local_steps[index])
+        return Update(tensors, "delta", samples, steps, self.learning_rate)
 
 
-_FIELDS = ("clients", "users", "devices", "rounds", "samples")
+_ROWS = ("clients", "users", "devices", "rounds", "samples", "local_steps")
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,8 @@ class Simulation:
     model: nn.Module
     observed: Observations
     tracked: tuple[float, ...]
+
+    __repr__ = summary
 
 
 def cohort(number: int, clients: int, *, fraction: float, seed: int = 0) -> Tensor:
@@ -157,18 +171,17 @@ def simulate(
     observe: Sequence[str] | None = None,
     engine: Engine = "auto",
     seed: int = 0,
-    defense: Callable[[int], Callable[[Update], Update]] | None = None,
+    defense: Callable[[Update, int], Update] | None = None,
     client: Callable[..., Update] | None = None,
     track: Callable[[nn.Module], float] | None = None,
     checkpoint: str | Path | None = None,
-    every: int = 10,
-    progress: bool = False,
 ) -> Simulation:
     """Federated averaging (Algorithm 1 of the paper), with every sampled client's update observed.
 
-    Clients are stateless: each starts from the global model of its round. Buffers, such as the statistics of batch
-    norm, stay those of the model that is given. Layers in front of the first trained parameter of a chain are
-    computed once per sample.
+    Clients are stateless: each starts from the global model of its round. It makes as many steps as its own samples
+    fill batches, times ``epochs``; so clients differ in their steps, and the average is weighted by samples, not by
+    steps. Buffers, such as the statistics of batch norm, stay those of the model that is given. Layers in front of
+    the first trained parameter of a chain are computed once per sample.
 
     Parameters
     ----------
@@ -187,9 +200,8 @@ def simulate(
     seed
         Seed of the cohorts, of the order of each client's samples and of the defense.
     defense
-        From a seed, which differs for every round and client, to what the client does to its update before sending
-        it: ``lambda seed: gaussian_noise(0.1, seed=seed)``. A checkpoint does not tell one defense, one client, one
-        ``track`` or one loss without a name of its own from another.
+        What a client does to its update before sending it: ``defense(update, seed)`` gives what it sends, such as
+        ``lambda update, seed: gaussian_noise(0.1, seed=seed)(update)``. The seed differs for every round and client.
     client
         How a client trains, if not by `fedavg`: ``client(model, inputs, targets, learning_rate=, batch_size=,
         epochs=, loss=, seed=)`` gives its update, for instance ``partial(dp_fedavg, bound=1.0,
@@ -197,22 +209,32 @@ def simulate(
     track
         A number to follow, such as the loss on some data, from the global model.
     checkpoint
-        A folder to save to every so many rounds (``every``) and to go on from; the result is the same bit for bit.
-    progress
-        Whether to show a progress bar.
+        A folder to save to every ten rounds, and to go on from; the result is the same bit for bit. It does not tell
+        one defense, one client, one ``track`` or one loss without a name of its own from another.
 
     Raises
     ------
     ValueError
         If an argument is out of range, a layer of ``observe`` is unknown or frozen, ``client`` gives no change of
-        this model's parameters, the training diverges, or the checkpoint is of another run.
+        this model's parameters, the training diverges (`Diverged`), or the checkpoint is of another run.
 
     References
     ----------
     McMahan et al. 2017, Alg. 1; Orekondy et al. 2018, Alg. 1 (weights: samples of the sampled clients).
+
+    Examples
+    --------
+    >>> from gradleak_lib import data, models
+    >>> people = data.digit_scenes(4, scenes=32, public_users=1)
+    >>> held = data.split_clients(people.train, "random")
+    >>> model = models.build("linear", (1, 16, 16), classes=10)
+    >>> seen = simulate(model, held, rounds=2, learning_rate=0.1, fraction=0.5).observed
+    >>> seen.matrix("1").shape, seen.update(0).local_steps
+    (torch.Size([8, 2570]), 2)
     """
-    if rounds < 1 or every < 1:
-        raise ValueError(f"rounds and every must be 1 or more, got {rounds}, {every}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be 1 or more, got {rounds}")
+    check_training(learning_rate, batch_size, epochs)
     if (clients.counts == 0).any():
         raise ValueError(f"client {int(clients.counts.argmin())} holds no samples")
     if checkpoint is not None and Path(checkpoint).is_file():
@@ -226,6 +248,7 @@ def simulate(
     parts: list[saved.Part] = []
     if checkpoint is not None:
         settings = options | {
+            "format": 2,
             "fraction": fraction,
             "seed": seed,
             "kept": kept,
@@ -240,12 +263,12 @@ def simulate(
     if start is not None:
         clients = cached(start, clients)
     done = parts[-1].end if parts else 0
-    current = saved.Part(done, done, (), {}, ())
-    if not parts:
-        current = saved.Part(0, 0, (), {}, _followed(track, whole))
-    for number in tqdm(range(done, rounds), initial=done, total=rounds, unit="round", disable=not progress):
+    current = saved.Part(done, done, (), (), {}, () if parts else _followed(track, whole))
+    for number in range(done, rounds):
         chosen = cohort(number, len(clients), fraction=fraction, seed=seed)
         seeds = [_seed(seed, number, client) for client in chosen.tolist()]
+        samples = clients.counts[chosen]
+        steps = epochs * -(-samples // batch_size)
         if client is None:
             updates = local_updates(
                 trained, clients, chosen.tolist(), loss=loss, seeds=seeds, engine=kind, **options
@@ -253,18 +276,30 @@ def simulate(
         else:
             own = partial(client, trained, loss=loss, **options)
             sent = [own(*clients.samples(k), seed=s) for k, s in zip(chosen.tolist(), seeds, strict=True)]
-            updates = _stacked(sent, trained)
+            updates = _stacked(sent, trained, learning_rate)
+            steps = torch.tensor([update.local_steps for update in sent])
         if defense is not None:
-            updates = _defended(updates, clients.counts[chosen], [defense(value) for value in seeds])
-        _average(trained, updates, clients.counts[chosen])
+            each = [
+                Update(
+                    {name: value[row] for name, value in updates.items()},
+                    "delta",
+                    count,
+                    taken,
+                    learning_rate,
+                )
+                for row, (count, taken) in enumerate(zip(samples.tolist(), steps.tolist(), strict=True))
+            ]
+            updates = _defended([defense(update, s) for update, s in zip(each, seeds, strict=True)], updates)
+        _average(trained, updates, samples)
         seen = {name: updates[name].cpu() for name in kept}
-        current = current.then(chosen, seen, _followed(track, whole))
-        if checkpoint is not None and (current.end - current.start == every or number == rounds - 1):
+        current = current.then(chosen, steps, seen, _followed(track, whole))
+        if checkpoint is not None and (current.end - current.start == _EVERY or number == rounds - 1):
             saved.save(Path(checkpoint), key, current, trained)
             parts.append(current)
-            current = saved.Part(current.end, current.end, (), {}, ())
+            current = saved.Part(current.end, current.end, (), (), {}, ())
     everything = saved.Part.joined([*parts, current])
-    return Simulation(whole, _observations(everything, clients, kept), everything.tracked)
+    observed = _observations(everything, clients, kept, learning_rate)
+    return Simulation(whole, observed, everything.tracked)
 
 
 def _seed(seed: int, number: int, client: int) -> int:
@@ -281,9 +316,7 @@ def _inside(parameter: str, layer: str) -> bool:
 
 
 def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
-    trained = [name for name, value in model.named_parameters() if value.requires_grad]
-    if not trained:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    trained = list(trained_parameters(model))
     if observe is None:
         return trained
     observe = (observe,) if isinstance(observe, str) else observe
@@ -295,26 +328,24 @@ def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
     return [name for name in trained if any(name == layer or _inside(name, layer) for layer in observe)]
 
 
-def _stacked(sent: Sequence[Update], model: nn.Module) -> dict[str, Tensor]:
+def _stacked(sent: Sequence[Update], model: nn.Module, learning_rate: float) -> dict[str, Tensor]:
     """Updates of several clients as one tensor for each trained parameter, ``[M, ...]``."""
     for update in sent:
-        if update.kind != "delta":
+        if update.kind != "delta" or update.learning_rate not in (None, learning_rate):
             raise ValueError(
-                f"client must return an update of kind 'delta', the change of the parameters, got {update.kind!r}"
+                "client must return an update of kind 'delta', the change of the parameters, at the learning rate "
+                f"{learning_rate}, got {update.kind!r}, {update.learning_rate}"
             )
         update.check(model)
         check_finite(update.tensors)
-    names = [name for name, value in model.named_parameters() if value.requires_grad]
-    return {name: torch.stack([update.tensors[name] for update in sent]) for name in names}
+    return {
+        name: torch.stack([update.tensors[name].to(value.device) for update in sent])
+        for name, value in trained_parameters(model).items()
+    }
 
 
-def _defended(
-    updates: Mapping[str, Tensor], samples: Tensor, defenses: Sequence[Callable[[Update], Update]]
-) -> dict[str, Tensor]:
-    sent = [
-        defense(Update({name: value[row] for name, value in updates.items()}, "delta", int(samples[row])))
-        for row, defense in enumerate(defenses)
-    ]
+def _defended(sent: Sequence[Update], updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the clients send after their defences, stacked as the updates were before."""
     for name, value in updates.items():
         for update in sent:
             if name not in update.tensors or update.tensors[name].shape != value.shape[1:]:
@@ -327,15 +358,26 @@ def _defended(
 @torch.no_grad()
 def _average(model: nn.Module, updates: Mapping[str, Tensor], samples: Tensor) -> None:
     """Add the mean update, weighted by samples."""
-    parameters = dict(model.named_parameters())
+    parameters = trained_parameters(model)
+    weights = (samples.double() / samples.sum()).to(next(iter(parameters.values())).device)
     for name, update in updates.items():
-        weights = (samples.double() / samples.sum()).to(update)
-        parameters[name].add_(torch.tensordot(weights, update, dims=1))
+        parameters[name].add_(torch.tensordot(weights.to(update.dtype), update, dims=1))
 
 
-def _observations(part: saved.Part, clients: ClientData, kept: list[str]) -> Observations:
+def _observations(
+    part: saved.Part, clients: ClientData, kept: list[str], learning_rate: float
+) -> Observations:
     who = torch.cat(part.cohorts)
     sizes = torch.tensor([len(chosen) for chosen in part.cohorts])
     rounds = torch.arange(len(sizes)).repeat_interleave(sizes)
     tensors = {name: torch.cat(part.updates[name]) for name in kept}
-    return Observations(tensors, who, clients.users[who], clients.devices[who], rounds, clients.counts[who])
+    return Observations(
+        tensors,
+        who,
+        clients.users[who],
+        clients.devices[who],
+        rounds,
+        clients.counts[who],
+        torch.cat(part.local_steps),
+        learning_rate,
+    )

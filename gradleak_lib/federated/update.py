@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.show import summary
+
 Kind = Literal["gradient", "delta"]
+
+
+class Diverged(ValueError):
+    """A training has diverged: what it trains, or sends, holds NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Update:
     local_steps: int = 1
     learning_rate: float | None = None
 
+    __repr__ = summary
+
     def __post_init__(self) -> None:
         if self.kind not in ("gradient", "delta"):
             raise ValueError(f"kind must be 'gradient' or 'delta', got {self.kind!r}")
@@ -69,7 +77,7 @@ class Update:
         local_steps: int = 1,
         learning_rate: float | None = None,
     ) -> Update:
-        """Build an update from what any other federated stack sends.
+        """Build an update from what any other federated stack sends, on the device of the model.
 
         Parameters
         ----------
@@ -87,6 +95,14 @@ class Update:
         ValueError
             Naming the first tensor that is missing, unknown, of another shape, or holds NaN, infinity, or no
             floating-point numbers.
+
+        Examples
+        --------
+        >>> from gradleak_lib import models
+        >>> model = models.build("linear", (4,), classes=2)
+        >>> arrays = [value.detach().numpy() for value in model.parameters()]  # in place of what Flower sends
+        >>> Update.from_tensors(model, arrays, kind="delta", samples=8, local_steps=2, learning_rate=0.1).flat().shape
+        torch.Size([10])
         """
         sent: Any = tensors
         if isinstance(tensors, str | Path):
@@ -104,7 +120,11 @@ class Update:
         for name in sent:
             if name not in parameters and name not in state:
                 raise ValueError(f"the model has no parameter {name!r}")
-        kept = {name: torch.as_tensor(sent[name]) for name in parameters if name in sent}
+        kept = {
+            name: torch.as_tensor(sent[name], device=parameter.device)
+            for name, parameter in parameters.items()
+            if name in sent
+        }
         update = cls(kept, kind, samples, local_steps, learning_rate)
         update.check(model)
         for name, tensor in kept.items():
@@ -156,14 +176,24 @@ class Update:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, naming the first tensor that holds NaN or infinity, if one does."""
-    for name, tensor in tensors.items():
-        # A sum keeps NaN and infinity and takes an eighth of the time; it can overflow, hence the second look.
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"the update holds NaN or infinity in {name!r}: "
-                "lower the client's learning rate, or check its inputs"
-            )
+    """Raise Diverged, naming the first tensor that holds NaN or infinity, if one does."""
+    if not all_finite(tensors.values()):
+        name = next(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+        raise Diverged(
+            f"the update holds NaN or infinity in {name!r}: "
+            "lower the client's learning rate, or check its inputs"
+        )
+
+
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity; the host waits for a GPU once."""
+    tensors = list(tensors)
+    if not tensors:
+        return True
+    # A sum keeps NaN and infinity and takes an eighth of the time; it can overflow, hence the second look.
+    sums = torch.stack([tensor.sum().to(tensors[0].device, torch.float32) for tensor in tensors])
+    return bool(sums.isfinite().all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def rounding_error(values: Tensor) -> Tensor:
@@ -181,6 +211,12 @@ def aggregate(updates: Sequence[Update]) -> Update:
     updates
         One or more updates of one kind and one model.
 
+    Returns
+    -------
+    Update
+        On the device of the first update. Its local steps are the mean over samples, rounded, of the clients' own;
+        its learning rate is theirs, or None if they differ.
+
     Raises
     ------
     ValueError
@@ -189,6 +225,13 @@ def aggregate(updates: Sequence[Update]) -> Update:
     References
     ----------
     Bonawitz et al. 2017 (secure aggregation); McMahan et al. 2017, Alg. 1 (weights).
+
+    Examples
+    --------
+    >>> one = Update({"weight": torch.tensor([1.0])}, "gradient", samples=1)
+    >>> other = Update({"weight": torch.tensor([4.0])}, "gradient", samples=2)
+    >>> aggregate([one, other]).tensors["weight"]
+    tensor([3.])
     """
     if not updates:
         raise ValueError("aggregate needs at least one update")
@@ -200,10 +243,12 @@ def aggregate(updates: Sequence[Update]) -> Update:
         check_finite(update.tensors)
     samples = sum(update.samples for update in updates)
     tensors = {
-        name: torch.stack([u.tensors[name] * (u.samples / samples) for u in updates]).sum(0)
-        for name in first.tensors
+        name: torch.stack([u.tensors[name].to(value.device) * (u.samples / samples) for u in updates]).sum(0)
+        for name, value in first.tensors.items()
     }
-    return Update(tensors, first.kind, samples, first.local_steps, first.learning_rate)
+    steps = round(sum(update.local_steps * update.samples for update in updates) / samples)
+    rates = {update.learning_rate for update in updates}
+    return Update(tensors, first.kind, samples, steps, rates.pop() if len(rates) == 1 else None)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 from gradleak_lib.data import NAMES, CorruptData, ImageDataset, MissingData, data_root, fetch, load
-from gradleak_lib.data.datasets import check
+from gradleak_lib.data.datasets import SOURCES, check
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -18,26 +18,24 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return message
 
 
-# The record.
+# What they are loaded into.
 
 
-def record(n: int = 6) -> ImageDataset:
-    images = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, 2, 2) / n
-    return ImageDataset(images, torch.arange(n), tuple("abcdef"), "test", users=torch.arange(n) * 10)
+def six_images() -> ImageDataset:
+    images = torch.arange(6, dtype=torch.float32).view(6, 1, 1, 1).expand(6, 3, 2, 2) / 6
+    return ImageDataset(images, torch.arange(6), tuple("abcdef"), "test")
 
 
 def test_subset_keeps_rows_together():
-    part = record().subset([4, 1])
+    part = six_images().subset([4, 1])
     assert len(part) == 2
     assert part.labels.tolist() == [4, 1]
-    assert part.users is not None
-    assert part.users.tolist() == [40, 10]
     assert torch.equal(part.images[:, 0, 0, 0] * 6, torch.tensor([4.0, 1.0]))
     assert part.classes == tuple("abcdef")
 
 
 def test_subset_by_mask_and_by_nothing():
-    whole = record()
+    whole = six_images()
     assert whole.subset(whole.labels > 3).labels.tolist() == [4, 5]
     assert whole.subset([]).images.shape == (0, 3, 2, 2)
 
@@ -45,19 +43,12 @@ def test_subset_by_mask_and_by_nothing():
 @pytest.mark.parametrize("indices", [[6], [-7], [0.5], [[1, 2]], torch.ones(5, dtype=torch.bool)])
 def test_subset_of_rows_that_are_not_there(indices):
     with pytest.raises(ValueError, match="indices"):
-        record().subset(indices)
+        six_images().subset(indices)
 
 
-@pytest.mark.parametrize("changes", [{"labels": torch.zeros(5)}, {"users": torch.zeros(7)}])
-def test_lengths_must_agree(changes):
-    fields = {
-        "images": torch.zeros(6, 3, 2, 2),
-        "labels": torch.zeros(6),
-        "classes": (),
-        "name": "",
-    } | changes
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        ImageDataset(**fields)
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="labels has 5 entries"):
+        ImageDataset(torch.zeros(6, 3, 2, 2), torch.zeros(5), (), "")
     with pytest.raises(ValueError, match=r"\[N, C, H, W\]"):
         ImageDataset(torch.zeros(6, 4), torch.zeros(6), (), "")
 
@@ -120,6 +111,7 @@ def test_n_draws_without_replacement():
         ({"size": 0}, "size=0"),
         ({"seed": -1}, "seed=-1"),
         ({"split": "valid"}, "split='valid': it must be one of train, test"),
+        ({"distinct": False}, "distinct=False: only the crops of photos"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -149,11 +141,14 @@ def test_missing(name, split, tmp_path):
 
 
 def test_check_looks_and_keeps_nothing(tmp_path):
-    for name in ("photos", "places", "digits"):
-        check(name, root=tmp_path)
-    for name in ("mnist", "qmnist", "blogs", "shakespeare", "adult"):
-        with pytest.raises(MissingData):
+    for name, source in SOURCES.items():
+        if source.check is None:
             check(name, root=tmp_path)
+            assert source.fetch is None
+        else:
+            with pytest.raises(MissingData):
+                check(name, root=tmp_path)
+    assert set(NAMES) == set(SOURCES) - {"adult", "breast-cancer", "qmnist", "blogs", "shakespeare"}
     raw = write_mnist(tmp_path, "MNIST")
     check("mnist", root=tmp_path)
     (raw / "t10k-labels-idx1-ubyte").write_bytes(b"none")
@@ -300,9 +295,10 @@ def test_nothing_to_fetch(name):
         fetch(name)
 
 
-def test_fetch_unknown():
-    with pytest.raises(ValueError, match="cifar10, cifar100, mnist, fashion-mnist, adult"):
-        fetch("cifar")
+@pytest.mark.parametrize("name", ["cifar", "blogs"])  # a corpus that is not there to be downloaded
+def test_nobody_knows_where_to_fetch_it(name):
+    with pytest.raises(ValueError, match="cifar10, cifar100, mnist, fashion-mnist, adult, qmnist"):
+        fetch(name)
 
 
 # The real files.

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from data_files import write_image
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gradleak_lib.data import CorruptData, load
 from gradleak_lib.data.folder import SUFFIXES
+from gradleak_lib.data.photos import photograph
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -96,6 +97,43 @@ def test_a_folder_that_bears_a_known_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(load("digits", sample=3)) == 3
     assert len(load("./digits", 8)) == 1
+
+
+def test_formats_that_cannot_be_read_are_named(tmp_path):
+    write_image(tmp_path / "cats" / "x.png", RED)
+    for number in range(6):
+        (tmp_path / "cats" / f"IMG_{number}.HEIC").write_bytes(b"a phone's")
+    (tmp_path / "scan.dng").write_bytes(b"a camera's")
+    with pytest.warns(
+        UserWarning, match=r"left out, .*scan\.dng, .*IMG_0\.HEIC, .* and 2 more; save them as JPEG"
+    ):
+        assert len(load(tmp_path, 8)) == 1
+
+
+def test_only_what_is_drawn_is_opened(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"broken")
+    for number in range(1, 9):
+        write_image(tmp_path / f"{number}.png", RED)
+    seed = next(
+        s for s in range(9) if 0 not in torch.randperm(9, generator=torch.Generator().manual_seed(s))[:4]
+    )
+    assert len(load(tmp_path, 8, sample=4, seed=seed)) == 4
+
+
+@pytest.mark.parametrize(("side", "size", "same"), [(1300, 100, False), (1300, 200, True), (900, 64, True)])
+def test_large_photographs_are_decoded_at_a_smaller_scale(side, size, same, tmp_path):
+    """Only where they are much larger than wanted, and with the same picture."""
+    path = tmp_path / "x.jpg"
+    photo = photograph("coffee").resize((3 * side // 2, side))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(path, quality=90, exif=exif)
+    with Image.open(path) as image:
+        whole = ImageOps.fit(ImageOps.exif_transpose(image), (size, size), Image.Resampling.BILINEAR)
+    plain = torch.from_numpy(np.array(whole)).permute(2, 0, 1).float()
+    found = load(tmp_path, size).images[0] * 255
+    assert torch.equal(found.round(), plain) == same
+    assert (found - plain).abs().mean() < 0.5
 
 
 def test_no_image(tmp_path):

@@ -41,7 +41,7 @@ def planted(layer):
 
 
 def alarms(model, layer="imprint.linear"):
-    return {alarm.sign for alarm in find_alarms(inspect_layers(model)) if alarm.layer == layer}
+    return {alarm.statistic for alarm in find_alarms(inspect_layers(model)) if alarm.layer == layer}
 
 
 def leaks(model, batch, **options):
@@ -70,7 +70,7 @@ def test_no_alarm_on_a_trained_network(name):
 
 @pytest.mark.parametrize("variant", ["cumulative", "sparse"])
 @pytest.mark.parametrize("connection", ["addition", "linear"])
-def test_a_plain_imprint_shows_every_sign(public, variant, connection):
+def test_a_plain_imprint_shows_in_every_statistic(public, variant, connection):
     layer = armed(public, variant=variant, connection=connection)
     model = planted(layer)
     every = {
@@ -82,12 +82,12 @@ def test_a_plain_imprint_shows_every_sign(public, variant, connection):
         "bias_order",
     }
     assert alarms(model) == every
-    (signs,) = (s for s in inspect_layers(model) if s.name == "imprint.linear")
-    assert (signs.rows, signs.columns) == (BINS, 768)
-    assert signs.effective_rank == pytest.approx(1 / BINS, rel=1e-3)
-    assert signs.participation == pytest.approx(1 / BINS, rel=1e-6)
-    assert signs.median_cosine == pytest.approx(1, abs=1e-6)
-    assert signs.bias_order == pytest.approx(1)
+    (statistics,) = (s for s in inspect_layers(model) if s.name == "imprint.linear")
+    assert (statistics.rows, statistics.columns) == (BINS, 768)
+    assert statistics.effective_rank == pytest.approx(1 / BINS, rel=1e-3)
+    assert statistics.participation == pytest.approx(1 / BINS, rel=1e-6)
+    assert statistics.median_cosine == pytest.approx(1, abs=1e-6)
+    assert statistics.bias_order == pytest.approx(1)
     disguise.permute_rows(layer, seed=0)
     assert alarms(model) == every - {"bias_order"}
 
@@ -98,7 +98,7 @@ def test_a_dormant_imprint_shows_nothing():
         assert find_alarms(inspect_layers(planted(imprint.Imprint(SHAPE, BINS)))) == []
 
 
-def test_noise_evades_one_sign_after_the_other(public):
+def test_noise_evades_one_statistic_after_the_other(public):
     left = {
         amount: alarms(planted(disguise.randomise_rows(armed(public), amount, seed=0)))
         for amount in (1e-3, 0.1, 0.5, 4.0)
@@ -127,7 +127,7 @@ def test_layers_that_copy_channels_are_seen():
     seed=st.integers(0, 2**31),
     power=st.integers(-60, 60),
 )
-def test_signs_keep_their_values_under_permutation_and_scaling(rows, columns, seed, power):
+def test_statistics_keep_their_values_under_permutation_and_scaling(rows, columns, seed, power):
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(columns, rows)
     with torch.no_grad():
@@ -140,11 +140,11 @@ def test_signs_keep_their_values_under_permutation_and_scaling(rows, columns, se
         changed.weight.copy_(layer.weight[order] * 2.0**power)
         changed.bias.copy_(layer.bias[order] * 2.0**power)
     (second,) = inspect_layers(changed)
-    for sign in ("effective_rank", "participation", "largest_cosine", "median_cosine", "bias_spread"):
-        assert getattr(first, sign) == pytest.approx(getattr(second, sign), rel=1e-6), sign
-        assert getattr(first, sign) >= 0
-    for sign in ("effective_rank", "participation", "largest_cosine", "median_cosine", "bias_order"):
-        assert 0 <= getattr(second, sign) <= 1 + 1e-9
+    for statistic in ("effective_rank", "participation", "largest_cosine", "median_cosine", "bias_spread"):
+        assert getattr(first, statistic) == pytest.approx(getattr(second, statistic), rel=1e-6), statistic
+        assert getattr(first, statistic) >= 0
+    for statistic in ("effective_rank", "participation", "largest_cosine", "median_cosine", "bias_order"):
+        assert 0 <= getattr(second, statistic) <= 1 + 1e-9
     with torch.no_grad():
         layer.weight.mul_(3)
         layer.bias.mul_(3)
@@ -156,36 +156,36 @@ def test_known_ranks():
     layer = nn.Linear(16, 16, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(16))
-        (signs,) = inspect_layers(layer)
-        assert (signs.effective_rank, signs.participation) == (pytest.approx(1), pytest.approx(1))
-        assert (signs.largest_cosine, signs.median_cosine) == (0, 0)
-        assert signs.bias_spread is None
-        assert signs.bias_order is None
+        (statistics,) = inspect_layers(layer)
+        assert (statistics.effective_rank, statistics.participation) == (pytest.approx(1), pytest.approx(1))
+        assert (statistics.largest_cosine, statistics.median_cosine) == (0, 0)
+        assert statistics.bias_spread is None
+        assert statistics.bias_order is None
         layer.weight[8:] = 0
-        (signs,) = inspect_layers(layer)
-        assert signs.effective_rank == pytest.approx(0.5)
+        (statistics,) = inspect_layers(layer)
+        assert statistics.effective_rank == pytest.approx(0.5)
         layer.weight.zero_()
-        (signs,) = inspect_layers(layer)
-        assert (signs.effective_rank, signs.largest_cosine) == (0, 0)
+        (statistics,) = inspect_layers(layer)
+        assert (statistics.effective_rank, statistics.largest_cosine) == (0, 0)
 
 
 def test_equal_biases_have_no_order():
     layer = nn.Linear(16, 16)
     with torch.no_grad():
         layer.bias.zero_()
-    (signs,) = inspect_layers(layer)
-    assert (signs.bias_spread, signs.bias_order) == (0, 0)
+    (statistics,) = inspect_layers(layer)
+    assert (statistics.bias_spread, statistics.bias_order) == (0, 0)
 
 
 def test_thresholds():
-    signs = inspect_layers(models.build("linear", SHAPE, classes=10))
-    strict = find_alarms(signs, bias_spread=0.1, effective_rank=1.0)
-    assert [alarm.sign for alarm in strict] == ["effective_rank", "bias_spread"]
-    assert strict[0] == Alarm("1", "effective_rank", signs[0].effective_rank, 1.0)
-    assert find_alarms(signs, bias_spread=math.inf) == []
+    statistics = inspect_layers(models.build("linear", SHAPE, classes=10))
+    strict = find_alarms(statistics, bias_spread=0.1, effective_rank=1.0)
+    assert [alarm.statistic for alarm in strict] == ["effective_rank", "bias_spread"]
+    assert strict[0] == Alarm("1", "effective_rank", statistics[0].effective_rank, 1.0)
+    assert find_alarms(statistics, bias_spread=math.inf) == []
     for bad in ({"median_cosine": 1.5}, {"effective_rank": -0.1}, {"bias_spread": math.nan}):
         with pytest.raises(ValueError, match="must lie in"):
-            find_alarms(signs, **bad)
+            find_alarms(statistics, **bad)
 
 
 def test_models_that_cannot_be_inspected():

@@ -8,6 +8,7 @@ from torch import nn
 from toys import toy_clients
 
 from gradleak_lib import models
+from gradleak_lib.federated import Diverged
 from gradleak_lib.federated.central import predict, train_centrally
 
 
@@ -61,14 +62,16 @@ def test_bad_input():
         ("learning_rate", 0.0),
         ("learning_rate", float("inf")),
     ):
-        with pytest.raises(ValueError, match="must be 1 or more and learning_rate positive and finite"):
+        with pytest.raises(
+            ValueError, match="learning_rate must be positive and finite, batch_size and epochs 1 or more"
+        ):
             train_centrally(model, data.inputs, data.targets, **({"epochs": 1} | {name: value}))
     for inputs, targets in ((data.inputs, data.targets[:3]), (data.inputs[:0], data.targets[:0])):
         with pytest.raises(ValueError, match="equally many and not none"):
             train_centrally(model, inputs, targets, epochs=1)
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(Diverged, match="diverged"):
         train_centrally(model, data.inputs * torch.nan, data.targets, epochs=1)
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(Diverged, match="diverged"):
         train_centrally(
             models.build("mlp", (6,), classes=3), data.inputs, data.targets, epochs=2, learning_rate=1e20
         )
@@ -78,7 +81,7 @@ def test_bad_input():
 
 def test_predict():
     model = models.build("cnn", (1, 8, 8), classes=5, width=4)
-    inputs = torch.rand(7, 1, 8, 8)
-    outputs = predict(model, inputs, batch_size=3)
+    inputs = torch.rand(600, 1, 8, 8)  # more than pass at once
+    outputs = predict(model, inputs)
     assert torch.allclose(outputs, model(inputs), atol=1e-6)
     assert not outputs.requires_grad

@@ -46,8 +46,8 @@ torch.set_num_threads(1)
 pause = float(sys.argv[3])
 {TRACKED}
 model = models.build("mlp", (6,), classes=3, width=5)
-simulate(model, toy_clients({SIZES}), rounds=40, learning_rate=0.3, fraction=0.5, batch_size=3, epochs=2,
-         observe=["5"], track=track, checkpoint=sys.argv[2], every=3)
+simulate(model, toy_clients({SIZES}), rounds=60, learning_rate=0.3, fraction=0.5, batch_size=3, epochs=2,
+         observe=["5"], track=track, checkpoint=sys.argv[2])
 """
 
 
@@ -60,7 +60,7 @@ def same_run(first, second):
     assert list(a.tensors) == list(b.tensors)
     for name in a.tensors:
         assert torch.equal(a.tensors[name], b.tensors[name]), name
-    for field in ("clients", "users", "devices", "rounds", "samples"):
+    for field in ("clients", "users", "devices", "rounds", "samples", "local_steps"):
         assert torch.equal(getattr(a, field), getattr(b, field)), field
     assert first.tracked == second.tracked
     assert same_state(first.model, second.model)
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it had ended by itself"
     found = parts(folder)
-    assert 2 <= len(found) < 14
+    assert 2 <= len(found) < 6
     (folder / ".whole-abandoned").write_bytes(b"half of a file")
     space = {"pause": 0.0, "time": time}
     exec(TRACKED, space)
@@ -87,19 +87,19 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
         calls["all"] += 1
         return space["track"](model)
 
-    options = OPTIONS | {"rounds": 40, "observe": ["5"], "track": track}
-    resumed = simulate(small(), toy_clients(SIZES), checkpoint=folder, every=3, **options)
-    assert calls["all"] == 40 - 3 * len(found)  # the rounds on disk are not done again
+    options = OPTIONS | {"rounds": 60, "observe": ["5"], "track": track}
+    resumed = simulate(small(), toy_clients(SIZES), checkpoint=folder, **options)
+    assert calls["all"] == 60 - 10 * len(found)  # the rounds on disk are not done again
     assert not list(folder.glob(".whole-*"))
-    assert len(parts(folder)) == 14
+    assert len(parts(folder)) == 6
     assert same_run(resumed, simulate(small(), toy_clients(SIZES), **options))
     # And once more, with nothing left to do.
     calls.clear()
-    assert same_run(resumed, simulate(small(), toy_clients(SIZES), checkpoint=folder, every=3, **options))
+    assert same_run(resumed, simulate(small(), toy_clients(SIZES), checkpoint=folder, **options))
     assert not calls
 
 
-def test_longer_shorter_and_differently_cut_runs_go_on(tmp_path):
+def test_longer_and_shorter_runs_go_on(tmp_path):
     clients, model = toy_clients(SIZES), small()
     rounds_done = []
 
@@ -107,64 +107,65 @@ def test_longer_shorter_and_differently_cut_runs_go_on(tmp_path):
         rounds_done.append(1)
         return network[5].bias[0].item()
 
-    def run(rounds, folder=None, every=4):
+    def run(rounds, folder=None):
         rounds_done.clear()
-        return simulate(model, clients, rounds=rounds, track=track, checkpoint=folder, every=every, **OPTIONS)
+        return simulate(model, clients, rounds=rounds, track=track, checkpoint=folder, **OPTIONS)
 
-    whole = {rounds: run(rounds) for rounds in (3, 5, 10, 13)}
-    assert same_run(run(10, tmp_path), whole[10])
+    whole = {rounds: run(rounds) for rounds in (3, 15, 25, 33)}
+    assert same_run(run(25, tmp_path), whole[25])
     assert parts(tmp_path) == [
-        "rounds-000000-000004.pt",
-        "rounds-000004-000008.pt",
-        "rounds-000008-000010.pt",
+        "rounds-000000-000010.pt",
+        "rounds-000010-000020.pt",
+        "rounds-000020-000025.pt",
     ]
-    assert same_run(run(13, tmp_path), whole[13])
-    assert len(rounds_done) == 3
-    assert same_run(run(5, tmp_path), whole[5])
-    assert len(rounds_done) == 1
-    assert same_run(run(3, tmp_path, every=2), whole[3])
+    assert same_run(run(33, tmp_path), whole[33])
+    assert len(rounds_done) == 8
+    assert same_run(run(15, tmp_path), whole[15])
+    assert len(rounds_done) == 5
+    assert same_run(run(3, tmp_path), whole[3])
     # What the shorter runs left does not hide the longer one's parts.
-    assert same_run(run(13, tmp_path), whole[13])
+    assert same_run(run(33, tmp_path), whole[33])
     assert not rounds_done
     # A part in the middle is missing: what follows it is done again.
-    (tmp_path / "rounds-000004-000008.pt").unlink()
-    (tmp_path / "rounds-000004-000005.pt").unlink()
-    assert same_run(run(13, tmp_path), whole[13])
-    assert len(rounds_done) >= 4
+    (tmp_path / "rounds-000010-000020.pt").unlink()
+    (tmp_path / "rounds-000010-000015.pt").unlink()
+    assert same_run(run(33, tmp_path), whole[33])
+    assert len(rounds_done) >= 10
 
 
 def test_an_interrupted_run_goes_on_with_dropout_and_noise(tmp_path):
     """What draws at random during the training draws the same after a restart."""
     clients = toy_clients(SIZES)
     model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3)).train()
-    options = OPTIONS | {"rounds": 9, "defense": lambda seed: gaussian_noise(0.01, seed=seed)}
+    noise = lambda update, seed: gaussian_noise(0.01, seed=seed)(update)  # noqa: E731
+    options = OPTIONS | {"rounds": 25, "defense": noise}
     whole = simulate(model, clients, track=lambda network: 0, **options)
     count = 0
 
     def stop(network):
         nonlocal count
         count += 1
-        if count == 7:
+        if count == 23:
             raise KeyboardInterrupt
         return 0
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(model, clients, checkpoint=tmp_path, every=2, track=stop, **options)
+        simulate(model, clients, checkpoint=tmp_path, track=stop, **options)
     assert len(parts(tmp_path)) == 2
-    assert same_run(simulate(model, clients, checkpoint=tmp_path, every=2, track=stop, **options), whole)
+    assert same_run(simulate(model, clients, checkpoint=tmp_path, track=stop, **options), whole)
 
 
 def test_a_damaged_part_is_named(tmp_path):
-    options = OPTIONS | {"rounds": 6, "every": 2, "checkpoint": tmp_path}
+    options = OPTIONS | {"rounds": 22, "checkpoint": tmp_path}
     first = simulate(small(), toy_clients(SIZES), **options)
-    path = tmp_path / "rounds-000002-000004.pt"
+    path = tmp_path / "rounds-000010-000020.pt"
     content = path.read_bytes()
-    some = first.observed.tensors["1.weight"][first.observed.rounds == 2].numpy().tobytes()
+    some = first.observed.tensors["1.weight"][first.observed.rounds == 12].numpy().tobytes()
     flipped = content.replace(some, bytes([some[0] ^ 64]) + some[1:])
     assert flipped != content
     for damage in (content[: len(content) // 2], b"", b"not a file of torch", content[100:], flipped):
         path.write_bytes(damage)
-        with pytest.raises(ValueError, match=r"rounds-000002-000004\.pt is damaged \(\w+\): remove it"):
+        with pytest.raises(ValueError, match=r"rounds-000010-000020\.pt is damaged \(\w+\): remove it"):
             simulate(small(), toy_clients(SIZES), **options)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="is damaged"):
@@ -208,7 +209,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         {"engine": "sequential"},
         {"loss": nn.functional.multi_margin_loss},
         {"track": lambda network: 0},
-        {"defense": lambda seed: lambda update: update},
+        {"defense": lambda update, seed: update},
     ):
         with pytest.raises(ValueError, match="checkpoint of another run"):
             run(**changed)
@@ -231,9 +232,9 @@ def test_saving_leaves_no_half_file(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 def test_a_run_on_the_gpu_goes_on(tmp_path):
-    options = OPTIONS | {"every": 2, "checkpoint": tmp_path}
-    simulate(small().cuda(), toy_clients(SIZES), rounds=4, **options)
-    resumed = simulate(small().cuda(), toy_clients(SIZES), rounds=6, **options)
-    fresh = simulate(small().cuda(), toy_clients(SIZES), rounds=6, **OPTIONS)
+    options = OPTIONS | {"checkpoint": tmp_path}
+    simulate(small().cuda(), toy_clients(SIZES), rounds=14, **options)
+    resumed = simulate(small().cuda(), toy_clients(SIZES), rounds=16, **options)
+    fresh = simulate(small().cuda(), toy_clients(SIZES), rounds=16, **OPTIONS)
     assert torch.allclose(resumed.observed.matrix(), fresh.observed.matrix(), atol=1e-5)
     assert {value.device.type for value in resumed.observed.tensors.values()} == {"cpu"}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradleak_lib import models
-from gradleak_lib.federated import apply_update, fedavg, fedsgd
+from gradleak_lib.federated import Diverged, apply_update, fedavg, fedsgd
 
 SHAPE = (3, 12, 12)
 
@@ -146,11 +146,24 @@ def test_a_wrapped_forward_trains_the_same_parameters(batch):
     assert torch.allclose(delta, -0.5 * gradient, atol=1e-12)
 
 
+def test_an_error_that_has_nothing_to_do_with_the_layout_is_the_models_own(batch):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            raise RuntimeError("no such luck")
+
+    with pytest.raises(RuntimeError, match="no such luck"):
+        fedsgd(Broken(), *batch)
+
+
 @pytest.mark.parametrize("bad", [0, 19])
 def test_nan_in_one_microbatch_is_refused(batch, bad):
     images = batch[0].clone()
     images[bad] = torch.nan
-    with pytest.raises(ValueError, match=r"NaN or infinity in '1\.weight'"):
+    with pytest.raises(Diverged, match=r"NaN or infinity in '1\.weight'"):
         fedsgd(models.build("linear", SHAPE, classes=5), images, batch[1], microbatch=4)
 
 
@@ -211,7 +224,7 @@ def test_bad_input(batch):
         fedsgd(models.build("mlp", SHAPE, classes=5).requires_grad_(False), images, labels)
     with pytest.raises(ValueError, match="learning_rate must be positive and finite"):
         fedavg(model, images, labels, learning_rate=float("inf"), batch_size=4)
-    with pytest.raises(ValueError, match=r"NaN or infinity in .*: lower the client's learning rate"):
+    with pytest.raises(Diverged, match=r"NaN or infinity in .*: lower the client's learning rate"):
         fedavg(models.build("mlp", SHAPE, classes=5), images, labels, learning_rate=1e30, batch_size=4)
 
 

@@ -13,7 +13,15 @@ from torch import nn
 from toys import flat, largest_error, toy_clients
 
 from gradleak_lib import models
-from gradleak_lib.federated import choose_engine, engines, fedavg, local_updates, multilabel_loss, task_loss
+from gradleak_lib.federated import (
+    Diverged,
+    choose_engine,
+    engines,
+    fedavg,
+    local_updates,
+    multilabel_loss,
+    task_loss,
+)
 
 EQUAL, UNEQUAL = (6, 6, 6, 6), (1, 11, 4, 7, 2, 11)
 
@@ -277,8 +285,10 @@ def test_bad_input():
     model = models.build("linear", (6,), classes=3)
     with pytest.raises(ValueError, match="engine='fast': it must be one of auto, sequential"):
         train(model, clients, "fast")
-    for wrong in ({"chosen": []}, {"batch_size": 0}, {"epochs": 0}, {"learning_rate": 0.0}):
-        with pytest.raises(ValueError, match="must be 1 or more and learning_rate positive"):
+    with pytest.raises(ValueError, match="chosen must hold one client or more"):
+        train(model, clients, "auto", chosen=[])
+    for wrong in ({"batch_size": 0}, {"epochs": 0}, {"learning_rate": 0.0}):
+        with pytest.raises(ValueError, match="positive and finite, batch_size and epochs 1 or more"):
             train(model, clients, "auto", **wrong)
     for learning_rate in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ValueError, match="positive and finite"):
@@ -297,11 +307,11 @@ def test_bad_input():
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
 def test_divergence_is_named(engine):
     model = models.build("mlp", (6,), classes=3, width=4)
-    with pytest.raises(ValueError, match=r"NaN or infinity in '\d\.\w+': lower the client's learning rate"):
+    with pytest.raises(Diverged, match=r"NaN or infinity in '\d\.\w+': lower the client's learning rate"):
         train(model, toy_clients(UNEQUAL), engine, learning_rate=1e30, epochs=3)
     clients = toy_clients(EQUAL)
     clients.data.inputs[clients.rows[2][0], 0] = torch.nan
-    with pytest.raises(ValueError, match=r"NaN or infinity in '1\.weight'"):
+    with pytest.raises(Diverged, match=r"NaN or infinity in '1\.weight'"):
         train(models.build("linear", (6,), classes=3), clients, engine)
     train(models.build("linear", (6,), classes=3), clients, engine, chosen=[0, 1, 3])
 

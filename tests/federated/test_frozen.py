@@ -169,7 +169,7 @@ def test_the_frozen_start_is_computed_once():
     simulate(model, clients, rounds=5, **OPTIONS)
     assert Counted.calls == 1
     inputs = clients.data.inputs
-    made = cached(cut(model)[0], clients, batch=4)
+    made = cached(cut(model)[0], clients)
     assert torch.allclose(made.data.inputs, model[:2](inputs), atol=1e-7)
     assert clients.data.inputs is inputs
     assert made.rows is clients.rows

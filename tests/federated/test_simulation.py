@@ -15,6 +15,7 @@ from toys import toy_clients
 from gradleak_lib import models
 from gradleak_lib.defenses import dp_fedavg, gaussian_noise
 from gradleak_lib.federated import (
+    Diverged,
     Update,
     cohort,
     fedavg,
@@ -31,6 +32,10 @@ OPTIONS = {"learning_rate": 0.3, "fraction": 0.5, "batch_size": 3, "epochs": 2}
 
 def small(seed=0):
     return models.build("mlp", (6,), classes=3, width=5, seed=seed)
+
+
+def own_fedavg(model, inputs, targets, *, seed, **options):
+    return fedavg(model, inputs, targets, **options, generator=torch.Generator().manual_seed(seed))
 
 
 def same_state(first, second):
@@ -206,11 +211,42 @@ def test_subsets_and_single_updates():
     for part in (late, observed.subset(rows)):
         assert len(part) == len(rows)
         assert torch.equal(part.matrix("5"), observed.matrix("5")[rows])
-        for field in ("clients", "users", "devices", "rounds", "samples"):
+        for field in ("clients", "users", "devices", "rounds", "samples", "local_steps"):
             assert torch.equal(getattr(part, field), getattr(observed, field)[rows])
-    update = observed.update(3, learning_rate=0.3)
-    assert torch.equal(update.flat(), observed.matrix()[3])
-    assert (update.kind, update.samples, update.learning_rate) == ("delta", SIZES[observed.clients[3]], 0.3)
+    with pytest.raises(ValueError, match="indices"):
+        observed.subset([len(observed)])
+
+
+@pytest.mark.parametrize("client", [None, own_fedavg])
+def test_a_single_update_is_what_fedavg_sends(client, tmp_path):
+    """With the steps that its own client made, and the learning rate: attacks on labels divide by both."""
+    options = OPTIONS | {"rounds": 12, "client": client}
+    plain = simulate(small(), toy_clients(SIZES), **options).observed
+    saved = [simulate(small(), toy_clients(SIZES), checkpoint=tmp_path, **options).observed for _ in range(2)]
+    for observed in (plain, *saved, plain.keep("5"), plain.subset(range(len(plain)))):
+        assert observed.learning_rate == 0.3
+        for row, number in enumerate(observed.clients.tolist()):
+            update = observed.update(row)
+            assert torch.equal(update.flat(), observed.matrix()[row])
+            assert (update.kind, update.samples, update.learning_rate) == ("delta", SIZES[number], 0.3)
+            assert update.local_steps == 2 * math.ceil(SIZES[number] / 3)
+    held = toy_clients(SIZES)
+    images, labels = held.samples(int(plain.clients[0]))
+    alone = fedavg(small(), images, labels, learning_rate=0.3, batch_size=3, epochs=2)
+    assert (alone.samples, alone.local_steps) == (plain.update(0).samples, plain.update(0).local_steps)
+
+
+def test_a_defense_sees_what_the_protocol_tells():
+    seen = []
+
+    def defense(update, seed):
+        seen.append((update.samples, update.local_steps, update.learning_rate))
+        return update
+
+    observed = simulate(small(), toy_clients(SIZES), rounds=2, defense=defense, **OPTIONS).observed
+    assert seen == [
+        (n, k, 0.3) for n, k in zip(observed.samples.tolist(), observed.local_steps.tolist(), strict=True)
+    ]
 
 
 def test_tracked_numbers_follow_the_global_model():
@@ -247,7 +283,7 @@ def test_a_defense_changes_what_is_sent_and_averaged():
     clients, model = toy_clients(SIZES), small().double()
 
     def run(deviation, seed=0):
-        defense = lambda number: gaussian_noise(deviation, seed=number)  # noqa: E731
+        defense = lambda update, number: gaussian_noise(deviation, seed=number)(update)  # noqa: E731
         return simulate(model, clients, rounds=1, defense=defense, seed=seed, **OPTIONS)
 
     plain, silent = simulate(model, clients, rounds=1, **OPTIONS), run(0.0)
@@ -269,10 +305,6 @@ def test_a_defense_changes_what_is_sent_and_averaged():
     assert torch.allclose(step, weights.double() @ noisy.observed.matrix(), atol=1e-7)
 
 
-def own_fedavg(model, inputs, targets, *, seed, **options):
-    return fedavg(model, inputs, targets, **options, generator=torch.Generator().manual_seed(seed))
-
-
 def same_run(first, second):
     one, two = first.observed, second.observed
     return (
@@ -290,7 +322,7 @@ def test_a_client_of_ones_own_that_is_fedavg(multilabel, trained):
     """Frozen layers in front are computed once: the client gets what is behind them, and their outputs."""
     clients, model = toy_clients(SIZES, multilabel=multilabel), small()
     model = model if trained is None else train_only(model, trained)
-    defense = lambda number: gaussian_noise(0.01, seed=number)  # noqa: E731
+    defense = lambda update, number: gaussian_noise(0.01, seed=number)(update)  # noqa: E731
     options = OPTIONS | {"rounds": 5, "seed": 3, "defense": defense}
     before = copy.deepcopy(model)
     plain = simulate(model, clients, engine="sequential", **options)
@@ -317,20 +349,20 @@ def test_a_client_of_ones_own_under_differential_privacy():
 def test_a_client_of_ones_own_and_a_checkpoint(tmp_path):
     clients, model = toy_clients(SIZES), small()
     private = partial(dp_fedavg, bound=1.0, noise_multiplier=0.5)
-    options = OPTIONS | {"client": private, "checkpoint": tmp_path, "every": 2}
-    simulate(model, clients, rounds=3, **options)
+    options = OPTIONS | {"client": private, "checkpoint": tmp_path}
+    simulate(model, clients, rounds=11, **options)
     asked = []
 
     def spy(*args, seed, **local):
         asked.append(seed)
         return private(*args, seed=seed, **local)
 
-    resumed = simulate(model, clients, rounds=6, **(options | {"client": spy}))
-    whole = simulate(model, clients, rounds=6, **OPTIONS, client=private)
+    resumed = simulate(model, clients, rounds=14, **(options | {"client": spy}))
+    whole = simulate(model, clients, rounds=14, **OPTIONS, client=private)
     assert same_run(resumed, whole)
-    assert len(asked) == int((whole.observed.rounds >= 3).sum())
+    assert len(asked) == int((whole.observed.rounds >= 11).sum())
     with pytest.raises(ValueError, match="checkpoint"):
-        simulate(model, clients, rounds=6, **(options | {"client": None}))
+        simulate(model, clients, rounds=14, **(options | {"client": None}))
 
 
 def test_clients_that_send_something_else():
@@ -346,6 +378,9 @@ def test_clients_that_send_something_else():
         sent = own_fedavg(network, *data, **options)
         return replace(sent, tensors={name: value[None] for name, value in sent.tensors.items()})
 
+    def faster(network, *data, learning_rate, **options):
+        return own_fedavg(network, *data, learning_rate=2 * learning_rate, **options)
+
     def broken(network, *data, **options):
         sent = own_fedavg(network, *data, **options)
         return replace(sent, tensors={name: value * torch.nan for name, value in sent.tensors.items()})
@@ -354,6 +389,7 @@ def test_clients_that_send_something_else():
         (gradient, "client must return an update of kind 'delta', .* got 'gradient'"),
         (part, "the update is of another architecture: it lacks"),
         (reshaped, "the update is of another architecture: .* has shape"),
+        (faster, r"at the learning rate 0\.3, got 'delta', 0\.6"),
         (broken, "NaN or infinity in"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -362,21 +398,20 @@ def test_clients_that_send_something_else():
 
 def test_bad_input():
     clients, model = toy_clients(SIZES), small()
-    for wrong in ({"rounds": 0}, {"rounds": 1, "every": 0}):
-        with pytest.raises(ValueError, match="rounds and every must be 1 or more"):
-            simulate(model, clients, **(OPTIONS | wrong))
+    with pytest.raises(ValueError, match="rounds must be 1 or more"):
+        simulate(model, clients, rounds=0, **OPTIONS)
     for name, value in (("fraction", 0.0), ("learning_rate", -1.0), ("batch_size", 0), ("epochs", 0)):
         with pytest.raises(ValueError, match=name):
             simulate(model, clients, rounds=1, **(OPTIONS | {name: value}))
     with pytest.raises(ValueError, match="engine='quick'"):
         simulate(model, clients, rounds=1, engine="quick", **OPTIONS)
-    with pytest.raises(ValueError, match="NaN or infinity in"):
+    with pytest.raises(Diverged, match="NaN or infinity in"):
         simulate(model, clients, rounds=5, **(OPTIONS | {"learning_rate": 1e30}))
     with pytest.raises(ValueError, match="every parameter of the model is frozen"):
         simulate(small().requires_grad_(False), clients, rounds=1, **OPTIONS)
     for defense in (
-        lambda seed: lambda update: replace(update, tensors={k: v.mean() for k, v in update.tensors.items()}),
-        lambda seed: lambda update: replace(update, tensors={}),
+        lambda update, seed: replace(update, tensors={k: v.mean() for k, v in update.tensors.items()}),
+        lambda update, seed: replace(update, tensors={}),
     ):
         with pytest.raises(ValueError, match=r"the defense must return an update with .* of shape"):
             simulate(model, clients, rounds=1, defense=defense, **OPTIONS)

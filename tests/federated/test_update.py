@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradleak_lib import models
-from gradleak_lib.federated import Update, aggregate, apply_update, fedsgd
+from gradleak_lib.federated import Diverged, Update, aggregate, apply_update, fedsgd
 
 SHAPE = (3, 9, 9)
 
@@ -62,7 +62,7 @@ def test_nan_and_infinity_are_refused_by_whatever_reads_them(model, update, bad)
         lambda: apply_update(model, broken),
         lambda: Update.from_tensors(model, tensors, kind="gradient", samples=4),
     ):
-        with pytest.raises(ValueError, match=r"NaN or infinity in '0\.bias'"):
+        with pytest.raises(Diverged, match=r"NaN or infinity in '0\.bias'"):
             read()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -111,6 +111,22 @@ def test_the_aggregate_is_the_update_of_the_pooled_data(model):
     assert torch.allclose(both.flat(), pooled.flat(), atol=1e-12)
     with pytest.raises(ValueError, match="at least one"):
         aggregate([])
+
+
+def test_what_the_protocol_tells_of_an_aggregate():
+    def sent(samples, steps, rate):
+        return Update({"w": torch.ones(2)}, "delta", samples, steps, rate)
+
+    assert aggregate([sent(3, 5, 0.1), sent(9, 5, 0.1)]).local_steps == 5
+    mixed = aggregate([sent(3, 1, 0.1), sent(9, 5, 0.2)])
+    assert (mixed.samples, mixed.local_steps, mixed.learning_rate) == (12, 4, None)
+
+
+def test_an_update_shows_itself_in_one_line(update):
+    assert repr(update) == (
+        "Update(tensors={'0.weight': float32[2, 3, 3, 3], '0.bias': float32[2], '1.weight': float32[2], "
+        f"… {len(update.tensors)} in all}}, kind='gradient', samples=4, local_steps=1, learning_rate=None)"
+    )
 
 
 @pytest.mark.parametrize(("kind", "samples"), [("sum", 1), ("gradient", 0)])

@@ -17,6 +17,7 @@ from gradleak_lib.experiments.mitigations.mitigation import (
     send_private,
     usual_norms,
 )
+from gradleak_lib.show import summary
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Labels:
     chance: float
     true: Tensor
     read: Tensor
+
+    __repr__ = summary
 
 
 def count_labels(

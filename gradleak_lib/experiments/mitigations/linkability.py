@@ -14,9 +14,10 @@ from gradleak_lib.attacks import linkability as attacks
 from gradleak_lib.data import Population, UserDataset, digit_scenes, split_clients
 from gradleak_lib.experiments.mitigations.mitigation import Mitigation
 from gradleak_lib.experiments.mitigations.training import HEAD, promise, trained_under
-from gradleak_lib.federated import Observations
+from gradleak_lib.federated import Diverged, Observations
 from gradleak_lib.federated.central import predict, train_centrally
 from gradleak_lib.federated.frozen import split_frozen, train_only
+from gradleak_lib.show import summary
 
 Background = Literal["in-domain", "shifted"]
 _SUMS, _PAIRS = 400, 1000
@@ -43,6 +44,8 @@ class People:
     shifted: UserDataset
     network: nn.Module
     seed: int
+
+    __repr__ = summary
 
     def features(self, data: UserDataset) -> NDArray[np.float32]:
         """What the network sees below its last layer, ``[N, D]``: where mm-aug looks for modes."""
@@ -136,6 +139,8 @@ class Linked:
     epsilon: float
     confusion: NDArray[np.int64]
 
+    __repr__ = summary
+
 
 def link_users(
     people: People,
@@ -209,10 +214,8 @@ def link_users(
         outputs = predict(run.model, people.population.test.inputs)
         if not (outputs.isfinite().all() and run.observed.matrix(HEAD).isfinite().all()):
             return None
-    except ValueError as error:
-        if "NaN or infinity" in str(error):
-            return None
-        raise
+    except Diverged:
+        return None
     task = float(average_precision_score(people.population.test.targets, outputs))
     budget = promise(mitigation, rounds, clients=len(mixed), fraction=0.1)
     seen = run.observed

@@ -31,6 +31,7 @@ from gradleak_lib.defenses import (
 from gradleak_lib.defenses.background import DataDefense
 from gradleak_lib.federated import aggregate, fedsgd
 from gradleak_lib.federated.update import Update
+from gradleak_lib.show import summary
 
 # What a strength means, by defence. The order is that of the chapter's tables.
 STRENGTHS: Mapping[str, str] = MappingProxyType(
@@ -202,6 +203,8 @@ class Sent:
     labels: Tensor
     own: Tensor
     inputs: Tensor
+
+    __repr__ = summary
 
 
 def send(

@@ -22,6 +22,7 @@ from gradleak_lib.experiments.mitigations.mitigation import (
     send_private,
     usual_norms,
 )
+from gradleak_lib.show import summary
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Pictures:
     chance: float
     chance_ssim: float
     iip: float
+
+    __repr__ = summary
 
     @property
     def exact(self) -> int:

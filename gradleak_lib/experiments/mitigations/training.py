@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradleak_lib.data import ClientData, UserDataset
 from gradleak_lib.defenses import dp_fedavg, epsilon
 from gradleak_lib.experiments.mitigations.mitigation import Mitigation
-from gradleak_lib.federated import Simulation, fedavg, multilabel_loss, simulate
+from gradleak_lib.federated import Simulation, Update, fedavg, multilabel_loss, simulate
 from gradleak_lib.federated.simulation import cohort
 
 HEAD = "fc2"  # last layer of the networks here
@@ -53,6 +53,10 @@ def trained_under(
     usual = np.median([norm(rows, learning_rate=learning_rate, batch_size=batch_size) for rows in batches])
     samples = torch.arange(min(16, len(public))).split(1)
     bound = np.median([norm(row, learning_rate=1.0, batch_size=1) for row in samples])
+
+    def defense(update: Update, number: int) -> Update:
+        return mitigation.on_update(head=HEAD, usual=float(usual), unit=unit, seed=number)(update)
+
     private = partial(dp_fedavg, bound=float(bound), noise_multiplier=mitigation.strength)
     return simulate(
         network,
@@ -63,7 +67,7 @@ def trained_under(
         batch_size=batch_size,
         observe=(HEAD,),
         seed=seed,
-        defense=lambda s: mitigation.on_update(head=HEAD, usual=float(usual), unit=unit, seed=s),
+        defense=defense,
         client=private if mitigation.name == "DP-SGD" else None,
     )
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from gradleak_lib.experiments.mitigations import (
     Mitigation,
     Pictures,
-    imprint,
-    imprinted,
-    invert,
+    count_labels,
+    imprint_photographs,
+    imprinted_classifier,
+    invert_photographs,
     photographs,
-    read_labels,
     scaled_down,
     without_mode,
 )
@@ -58,19 +58,19 @@ def test_counts_by_hand():
 
 
 def test_labels_are_read_unless_something_hides_them():
-    plain = read_labels(Mitigation(), batches=4)
+    plain = count_labels(Mitigation(), batches=4)
     assert set(plain.asr) == {"LLG", "LLG*", "LLG+"}
     assert all(rate > 0.85 for rate in plain.asr.values())
     assert 0.2 < plain.chance < 0.5
     assert int(plain.true.sum()) == int(plain.read.sum()) == 8
     assert plain.true.max() >= 4  # half of a batch is of one class
-    noisy = read_labels(Mitigation("noise", 30.0), batches=4)
+    noisy = count_labels(Mitigation("noise", 30.0), batches=4)
     assert noisy.asr["LLG+"] < plain.asr["LLG+"] - 0.3
     assert (noisy.chance, noisy.true.tolist()) == (plain.chance, plain.true.tolist())
 
 
 def test_seeds_of_labels():
-    one, same, other = (read_labels(Mitigation("noise", 1.0), batches=2, seed=s) for s in (1, 1, 2))
+    one, same, other = (count_labels(Mitigation("noise", 1.0), batches=2, seed=s) for s in (1, 1, 2))
     assert one.asr == same.asr
     assert torch.equal(one.true, same.true)
     assert torch.equal(one.read, same.read)
@@ -82,32 +82,32 @@ def test_seeds_of_labels():
     [("bkg-repl", 0.5, 4), ("rand-aug", 1.0, 8), ("mm-aug, by labels", 1.0, 8), ("secure aggregation", 3, 8)],
 )
 def test_only_the_clients_own_labels_count(name, strength, own):
-    found = read_labels(Mitigation(name, strength), batches=2)
+    found = count_labels(Mitigation(name, strength), batches=2)
     assert int(found.true.sum()) == int(found.read.sum()) == own
     assert all(0 <= rate <= 1 for rate in found.asr.values())
     if own == 8:  # the same private batch as without a defence
-        plain = read_labels(Mitigation(), batches=2)
+        plain = count_labels(Mitigation(), batches=2)
         assert torch.equal(found.true, plain.true)
         assert found.chance == plain.chance
-    assert read_labels(Mitigation(name, strength), batches=1).chance == chance_success_rate(found.true)
+    assert count_labels(Mitigation(name, strength), batches=1).chance == chance_success_rate(found.true)
 
 
 @pytest.mark.parametrize("name", ["compression", "noise, absolute", "clipping"])
 def test_labels_from_next_to_nothing(name):
     strength = {"compression": 1.0, "noise, absolute": 1e30, "clipping": 1e-30}[name]
-    assert read_labels(Mitigation(name, strength), batches=1).read.sum() == 8
+    assert count_labels(Mitigation(name, strength), batches=1).read.sum() == 8
 
 
 def test_bad_numbers_of_labels():
     for wrong in ({"samples": 0}, {"batches": 0}):
         with pytest.raises(ValueError, match="samples and batches must be 1 or more"):
-            read_labels(Mitigation(), **wrong)
+            count_labels(Mitigation(), **wrong)
     with pytest.raises(ValueError, match=r"bkg-repl, 1\.0, leaves nothing private in a batch of 8"):
-        read_labels(Mitigation("bkg-repl", 1.0), batches=1)
+        count_labels(Mitigation("bkg-repl", 1.0), batches=1)
     with pytest.raises(ValueError, match="needs 992 samples in the background"):
-        read_labels(Mitigation("secure aggregation", 125), batches=1)
+        count_labels(Mitigation("secure aggregation", 125), batches=1)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        read_labels(Mitigation("noise, absolute", 1e39), batches=1)
+        count_labels(Mitigation("noise, absolute", 1e39), batches=1)
 
 
 # --- inversion ---
@@ -129,7 +129,7 @@ def test_pictures_are_those_of_the_batch():
         Mitigation("secure aggregation", 2),
         Mitigation("compression", 1.0),
     ]
-    found = invert(many, **SMALL, batches=2)
+    found = invert_photographs(many, **SMALL, batches=2)
     assert len(found) == len(many)
     for mitigation, pictures in zip(many, found, strict=True):
         own = 2 if mitigation.name == "bkg-repl" else 4
@@ -147,66 +147,69 @@ def test_pictures_are_those_of_the_batch():
     assert (nothing.reconstructions == 0.5).all()
     assert nothing.iip == 0
     # What is inverted together is what is inverted alone.
-    assert same(invert(many[:1], **SMALL, batches=2)[0], found[0], atol=1e-4)
+    assert same(invert_photographs(many[:1], **SMALL, batches=2)[0], found[0], atol=1e-4)
 
 
 def test_a_longer_search_finds_more():
-    short, long = (invert([Mitigation()], **(SMALL | {"iterations": n}))[0] for n in (1, 60))
+    short, long = (invert_photographs([Mitigation()], **(SMALL | {"iterations": n}))[0] for n in (1, 60))
     assert long.psnr.mean() > short.psnr.mean() + 1
 
 
 def test_seeds_of_pictures():
-    one, again, other = (invert([Mitigation("noise", 0.1)], **SMALL, seed=s)[0] for s in (0, 0, 1))
+    one, again, other = (
+        invert_photographs([Mitigation("noise", 0.1)], **SMALL, seed=s)[0] for s in (0, 0, 1)
+    )
     assert same(one, again)
     assert not torch.equal(one.originals, other.originals)
 
 
 def test_bad_numbers_of_pictures():
-    assert invert([], **SMALL) == []
+    assert invert_photographs([], **SMALL) == []
     for wrong in ({"samples": 0}, {"batches": 0}):
         with pytest.raises(ValueError, match="samples and batches must be 1 or more"):
-            invert([Mitigation()], **(SMALL | wrong))
+            invert_photographs([Mitigation()], **(SMALL | wrong))
         with pytest.raises(ValueError, match="samples and batches must be 1 or more"):
-            imprint(Mitigation(), **(TINY | wrong))
+            imprint_photographs(Mitigation(), **(TINY | wrong))
     with pytest.raises(ValueError, match="samples or batches must be fewer: 300 photographs, but there are"):
-        invert([Mitigation()], **(SMALL | {"samples": 150, "batches": 2}))
+        invert_photographs([Mitigation()], **(SMALL | {"samples": 150, "batches": 2}))
     with pytest.raises(ValueError, match="samples or batches must be fewer: 300 photographs, but there are"):
-        imprint(Mitigation(), **(TINY | {"samples": 300}))
+        imprint_photographs(Mitigation(), **(TINY | {"samples": 300}))
     with pytest.raises(ValueError, match=r"bkg-repl, 0\.8, leaves nothing private in a batch of 2"):
-        invert([Mitigation(), Mitigation("bkg-repl", 0.8)], **SMALL)
+        invert_photographs([Mitigation(), Mitigation("bkg-repl", 0.8)], **SMALL)
     with pytest.raises(ValueError, match=r"bkg-repl, 1\.0, leaves nothing private in a batch of 12"):
-        imprint(Mitigation("bkg-repl", 1.0), **TINY)
+        imprint_photographs(Mitigation("bkg-repl", 1.0), **TINY)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        invert([Mitigation("noise, absolute", 1e39)], **SMALL)
+        invert_photographs([Mitigation("noise, absolute", 1e39)], **SMALL)
 
 
 # --- imprint ---
 
 
 def test_an_imprint_reads_photographs_exactly():
-    plain = imprint(Mitigation(), **TINY)
+    plain = imprint_photographs(Mitigation(), **TINY)
     assert plain.exact >= 6
     assert plain.iip >= 0.5
     assert plain.psnr.mean() > plain.chance
     assert plain.ssim.mean() > plain.chance_ssim
     for name, strength in (("noise", 1.0), ("DP-SGD", 0.1), ("secure aggregation", 4), ("compression", 1.0)):
-        defended = imprint(Mitigation(name, strength), **TINY)
+        defended = imprint_photographs(Mitigation(name, strength), **TINY)
         assert torch.equal(defended.originals, plain.originals)
         assert defended.exact < plain.exact, name
-    replaced = imprint(Mitigation("bkg-repl", 0.5), **TINY)
+    replaced = imprint_photographs(Mitigation("bkg-repl", 0.5), **TINY)
     assert len(replaced.originals) == 6
 
 
 def test_the_gain_of_an_imprint_changes_no_output():
     _, public, _ = photographs(12, 0)
     outputs = [
-        imprinted(public, bins=32, variant="sparse", gain=gain)(public.images[:5]) for gain in (1.0, 0.01)
+        imprinted_classifier(public, bins=32, variant="sparse", gain=gain)(public.images[:5])
+        for gain in (1.0, 0.01)
     ]
     assert torch.allclose(*outputs, atol=1e-4)
 
 
 def test_seeds_of_imprints():
-    one, again, other = (imprint(Mitigation("noise", 0.1), **TINY, seed=s) for s in (0, 0, 1))
+    one, again, other = (imprint_photographs(Mitigation("noise", 0.1), **TINY, seed=s) for s in (0, 0, 1))
     assert same(one, again)
     assert not torch.equal(one.originals, other.originals)
 
@@ -227,5 +230,5 @@ def test_a_mode_is_taken_off_the_top(counts, share):
 
 
 def test_an_attacker_who_knows_of_the_mode_reads_more():
-    asr = read_labels(Mitigation("mm-aug, by labels", 2.0), batches=6).asr
+    asr = count_labels(Mitigation("mm-aug, by labels", 2.0), batches=6).asr
     assert asr["LLG+, mode taken off"] > asr["LLG+"] + 0.1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradleak_lib.data import split_clients
 from gradleak_lib.defenses import dp_fedavg, epsilon, private_training
-from gradleak_lib.experiments.mitigations import Mitigation, draw_people, link, train_digits, training
+from gradleak_lib.experiments.mitigations import Mitigation, draw_people, link_users, train_digits, training
 from gradleak_lib.federated import cohort, simulate
 
 ROUNDS = 16  # of eight clients, one in a round: each trains twice
@@ -48,7 +48,7 @@ def test_people(people):
 
 def test_users_are_linked_unless_noise_hides_them(people):
     before = copy.deepcopy(people.network.state_dict())
-    plain = link(people, Mitigation(), rounds=ROUNDS, matching=True)
+    plain = link_users(people, Mitigation(), rounds=ROUNDS, matching=True)
     assert plain.identification > plain.chance + 0.3
     assert plain.identification > plain.null
     assert plain.svm > plain.chance
@@ -56,7 +56,7 @@ def test_users_are_linked_unless_noise_hides_them(people):
     assert plain.epsilon == math.inf
     assert plain.confusion.sum() == ROUNDS // 2  # updates of second devices
     assert plain.confusion.sum(1).tolist() == [2] * 4
-    noisy = link(people, Mitigation("noise", 50.0), rounds=ROUNDS)
+    noisy = link_users(people, Mitigation("noise", 50.0), rounds=ROUNDS)
     assert noisy.identification < plain.identification - 0.2
     assert noisy.size > 4 * plain.size
     assert math.isnan(noisy.matching)
@@ -66,33 +66,35 @@ def test_users_are_linked_unless_noise_hides_them(people):
 @pytest.mark.parametrize("name", ["DP-SGD", "mm-aug, by labels, and noise", "secure aggregation"])
 def test_one_seed_gives_one_result(people, name):
     mitigation = Mitigation(name, 2)
-    runs = [link(people, mitigation, rounds=ROUNDS, modes=5) for _ in range(2)]
+    runs = [link_users(people, mitigation, rounds=ROUNDS, modes=5) for _ in range(2)]
     assert equal(*runs)
     if name == "DP-SGD":
-        other = link(replace(people, seed=1), mitigation, rounds=ROUNDS, modes=5)
+        other = link_users(replace(people, seed=1), mitigation, rounds=ROUNDS, modes=5)
         assert not equal(runs[0], other)
 
 
 def test_the_background_is_shifted(people):
     mitigation = Mitigation("rand-aug", 2.0)
-    found = [link(people, mitigation, rounds=ROUNDS, background=kind) for kind in ("in-domain", "shifted")]
+    found = [
+        link_users(people, mitigation, rounds=ROUNDS, background=kind) for kind in ("in-domain", "shifted")
+    ]
     assert not equal(*found)
     with pytest.raises(ValueError, match="background='negative': it must be one of in-domain, shifted"):
-        link(people, mitigation, background="negative")
+        link_users(people, mitigation, background="negative")
 
 
 def test_sums(people):
-    found = link(people, Mitigation("secure aggregation", 2), rounds=ROUNDS)
+    found = link_users(people, Mitigation("secure aggregation", 2), rounds=ROUNDS)
     assert found.identification > found.chance
     assert found.chance == found.null
     assert found.chance == pytest.approx(0.5, abs=0.1)  # two of four users
     assert found.confusion.sum() == 2 * 400
-    one = link(people, Mitigation("secure aggregation", 1), rounds=ROUNDS)
-    assert equal(one, link(people, Mitigation(), rounds=ROUNDS))
+    one = link_users(people, Mitigation("secure aggregation", 1), rounds=ROUNDS)
+    assert equal(one, link_users(people, Mitigation(), rounds=ROUNDS))
     with pytest.raises(ValueError, match="a sum of 4 clients needs more than 4 users, there are 4"):
-        link(people, Mitigation("secure aggregation", 4), rounds=ROUNDS)
+        link_users(people, Mitigation("secure aggregation", 4), rounds=ROUNDS)
     with pytest.raises(ValueError, match="rounds must be more: not every user's second device"):
-        link(people, Mitigation("secure aggregation", 2), rounds=3)
+        link_users(people, Mitigation("secure aggregation", 2), rounds=3)
 
 
 # --- what is promised ---
@@ -116,7 +118,7 @@ def test_the_promise_of_link_is_that_of_its_updates(people, rounds, monkeypatch)
         training, "simulate", lambda *args, **options: runs.append(simulate(*args, **options)) or runs[-1]
     )
     for name in ("DP-SGD", "clipping and noise"):
-        found = link(people, Mitigation(name, 1.5), rounds=rounds)
+        found = link_users(people, Mitigation(name, 1.5), rounds=rounds)
         turns = int(runs[-1].observed.clients.bincount().max())
         assert found.epsilon == epsilon(1.5, rate=1.0, steps=turns)
 
@@ -168,7 +170,7 @@ def test_defences_that_promise_nothing(people):
     ],
 )
 def test_a_training_that_diverges_is_no_error(people, mitigation, options):
-    assert link(people, mitigation, rounds=ROUNDS, **options) is None
+    assert link_users(people, mitigation, rounds=ROUNDS, **options) is None
 
 
 def test_other_errors_pass_through(people):
@@ -181,14 +183,14 @@ def test_other_errors_pass_through(people):
         (Mitigation("mm-aug", 1.0), {"modes": 10**6}, "modes 1 to"),
     ):
         with pytest.raises(ValueError, match=message):
-            link(people, mitigation, **({"rounds": ROUNDS} | options))
+            link_users(people, mitigation, **({"rounds": ROUNDS} | options))
 
 
 def test_nothing_is_left_of_what_is_not_sent(people):
-    found = link(people, Mitigation("compression", 1.0), rounds=ROUNDS)
+    found = link_users(people, Mitigation("compression", 1.0), rounds=ROUNDS)
     assert found.size == 0
     assert found.identification == pytest.approx(0.25)
-    assert link(people, Mitigation("bkg-repl", 1.0), rounds=ROUNDS).identification < 1
+    assert link_users(people, Mitigation("bkg-repl", 1.0), rounds=ROUNDS).identification < 1
 
 
 # --- digits ---
@@ -256,6 +258,6 @@ def test_bad_numbers_of_digits():
 @pytest.mark.parametrize("name", ["none", "clipping and noise", "DP-SGD", "mm-aug", "secure aggregation"])
 def test_people_on_another_device(people, name):
     there = replace(people, network=copy.deepcopy(people.network).cuda())
-    found, here = (link(who, Mitigation(name, 2), rounds=ROUNDS, modes=5) for who in (there, people))
+    found, here = (link_users(who, Mitigation(name, 2), rounds=ROUNDS, modes=5) for who in (there, people))
     assert found.epsilon == here.epsilon
     assert found.size == pytest.approx(here.size, rel=0.05)
