@@ -99,6 +99,11 @@ def changed_networks(device: str, data: str) -> Any:
 
 
 @case(on="model")
+def chosen_by_itself(device: str, data: str) -> Any:
+    return torch.zeros(1, device=models.choose_device())
+
+
+@case(on="model")
 def outputs(device: str, data: str) -> Any:
     return network(device, "resnet20", (3, 16, 16))(images(device, 2, (3, 16, 16)))
 

@@ -95,3 +95,20 @@ def test_no_global_random_state_changes(outcomes: dict[str, Any]) -> None:
 def test_every_function_that_takes_tensors_has_a_case(outcomes: dict[str, Any]) -> None:
     assert len(outcomes["public"]) > 80
     assert outcomes["missing"] == sorted(EXEMPT)
+
+
+@pytest.mark.parametrize(
+    "chapter",
+    [
+        pytest.param(path.stem, marks=[] if path.stem.startswith("06") else [pytest.mark.chapters_on_device])
+        for path in sorted(ROOT.joinpath("notebooks").glob("0*.md"))
+    ],
+)
+def test_a_chapter_runs_on_a_device(chapter: str, tmp_path: Path) -> None:
+    pytest.importorskip("papermill")
+    smoke = ROOT / "notebooks" / "params" / "smoke" / f"{chapter}.yaml"
+    made = str(tmp_path / "chapter.ipynb")
+    on_a_device(
+        *("-m", "papermill", f"gradleak://{chapter}", made, "--no-progress-bar", "-f", str(smoke)),
+        *("-p", "device", "cuda"),
+    )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SHAPE, batch, clients, drawing, gradient, labels, network
+from cases import SHAPE, batch, clients, drawing, gradient, labels, network, seeded
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -114,7 +114,7 @@ def test_steps_of_clients_side_by_side_do_not_wait(epochs, defense):
 
 SEARCHED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "together": (lambda: models.with_activation(network("cpu", "lenet"), nn.ReLU), {}),
-    "vectorized": (lambda: network("cpu"), {"steps": True}),
+    "vectorized": (lambda: network("cpu"), {"batch_size": 2}),
     "one by one": (lambda: drawing("cpu"), {}),
 }
 
@@ -123,12 +123,10 @@ SEARCHED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def test_an_iteration_of_a_search_does_not_wait(way):
     make, options = SEARCHED[way]
     model = make()
-    sent = gradient(model, "cpu")
-    if options:
-        sent = federated.fedavg(model, *batch("cpu"), **LOCAL)
+    with seeded():  # dropout
+        sent = federated.fedavg(model, *batch("cpu"), **LOCAL) if options else gradient(model, "cpu")
 
     def search(iterations: int) -> None:
-        size = {"batch_size": 2} if options else {}
-        invert(sent, model, SHAPE, labels("cpu"), Search(iterations=iterations), **size)
+        invert(sent, model, SHAPE, labels("cpu"), Search(iterations=iterations), **options)
 
     assert waits(search, 8) == waits(search, 3)
