@@ -1,7 +1,7 @@
 """What the attacks cost at sizes that nobody has run: formulas that carry what was measured at one size to another.
 
 Each function says what it assumes. Measured numbers go in as arguments; none stands here. `benchmarks/scale.py`
-measures them, and the book's page on costs puts both together.
+measures them, and `gradleak_lib.experiments.costs_tables` puts both together.
 """
 
 import math
@@ -20,8 +20,8 @@ HIDDEN, BATCH, UNITS = 128, 32, 4
 # --- in general ---
 
 
-def scaled(value: float, measured_size: float, size: float, *, power: float = 1.0) -> float:
-    """Carry a measured value to another size: ``value * (size / measured_size) ** power``.
+def scaled(value: float, measured_size: float, size: float) -> float:
+    """Carry a measured value that grows linearly to another size: ``value * size / measured_size``.
 
     Parameters
     ----------
@@ -29,15 +29,13 @@ def scaled(value: float, measured_size: float, size: float, *, power: float = 1.
         What was measured (seconds, bytes), 0 or more.
     measured_size, size
         Sizes in one unit (samples, operations), positive.
-    power
-        1 for what grows linearly, 2 for what grows quadratically.
 
     Notes
     -----
     Assumes that the price of a unit stays what it was: no cache, memory or disk that a larger size leaves.
     """
     _positive(measured_size=measured_size, size=size)
-    return value * (size / measured_size) ** power
+    return value * (size / measured_size)
 
 
 def growth(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -82,10 +80,10 @@ def client_updates(users: int, *, devices: int = 2, per_client: int) -> int:
     return users * devices * per_client
 
 
-def mlp_steps(known: int, *, epochs: int, held: float = 0.1) -> int:
+def mlp_steps(known: int, *, epochs: int) -> int:
     """Optimisation steps of ``identify("mlp")``: batches of 32, a tenth of the known updates held out."""
     _positive(known=known, epochs=epochs)
-    return epochs * -(-(known - round(held * known)) // BATCH)
+    return epochs * -(-(known - round(0.1 * known)) // BATCH)
 
 
 def mlp_operations(samples: int, features: int, users: int) -> int:
@@ -184,18 +182,17 @@ def aggregates(samples: int, aggregate: int) -> int:
     return -(-samples // aggregate)
 
 
-def one_shot_images(samples: int, aggregate: int, *, bins: int = 1) -> float:
-    """Images expected from M samples in aggregates of n: ``r (M / n) (1 - 1/n)^(n - 1)``, about ``r M / (e n)``.
+def one_shot_images(samples: int, aggregate: int) -> float:
+    """Images expected from M samples in aggregates of n: ``(M / n) (1 - 1/n)^(n - 1)``, about ``M / (e n)``.
 
     Parameters
     ----------
     samples, aggregate
         M and n.
-    bins
-        Bins r of mass 1/n in each aggregate; one is the paper's one-shot attack, and takes two rows.
 
     Notes
     -----
+    Counts one bin of mass 1/n in each aggregate, which takes two rows; a few bins give as many times more.
     Assumes independent samples, and a server that knows n and the distribution of what it measures. A mass that is
     wrong by a factor of two still gives about three quarters of it.
 
@@ -203,8 +200,8 @@ def one_shot_images(samples: int, aggregate: int, *, bins: int = 1) -> float:
     ----------
     The quantity of Fowl et al. 2022, Sec. 4.2, for independent samples: see `attacks.occupancy`.
     """
-    _positive(samples=samples, aggregate=aggregate, bins=bins)
-    return bins * samples / aggregate * one_shot_probability(aggregate, 1 / aggregate)
+    _positive(samples=samples, aggregate=aggregate)
+    return samples / aggregate * one_shot_probability(aggregate, 1 / aggregate)
 
 
 def traffic(samples: int, per_client: int, model_bytes: int) -> int:
@@ -229,14 +226,14 @@ def float_resolution(value: float, dtype: torch.dtype) -> float:
     return float(torch.nextafter(number, torch.full_like(number, math.inf)) - number)
 
 
-def level_resolution(entries: int, levels: int = 256) -> float:
-    """Distance between two values of the mean brightness of images of so many entries: ``1 / (M (levels - 1))``.
+def level_resolution(entries: int) -> float:
+    """Distance between two values of the mean brightness of images in 8 bits of so many entries: ``1 / (255 M)``.
 
-    Images in 8 bits have no brightness in between, so that a narrower bin separates nothing, in any precision. A
+    Such images have no brightness in between, so that a narrower bin separates nothing, in any precision. A
     random projection has no such steps.
     """
-    _positive(entries=entries, levels=levels - 1)
-    return 1 / (entries * (levels - 1))
+    _positive(entries=entries)
+    return 1 / (255 * entries)
 
 
 def largest_aggregate(density: float, resolution: float) -> float:

@@ -1,119 +1,129 @@
-"""The page on costs: numbers for people, tables that say what was measured, sentences without a gap."""
+"""The page on costs, executed: its numbers are those of the record, and it says which of them were measured."""
 
 import json
 import re
-import sys
-from pathlib import Path
 
+import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from bs4 import BeautifulSoup
+from test_sources import prose
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "book" / "_ext"))
-import costs_page  # noqa: E402
-import costs_tables  # noqa: E402
+from gradleak_lib.book import chapters, execution, results, scorecard
+from gradleak_lib.experiments import costs_tables
 
-PAGE = (ROOT / "book" / "costs.md").read_text(encoding="utf-8")
-RECORD = json.loads((ROOT / "results" / "cpu" / "costs.json").read_text(encoding="utf-8"))
-VALUES = RECORD["values"]
-MEASURED = {"crowds": 1, "identification": 4, "catches": 1, "single": 3}
-UNITS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "days": 86400, "years": 31557600}
-BYTES = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15, "EB": 1e18}
+NAME = "09-what-it-costs"
+SOURCE = results.ROOT / "notebooks" / f"{NAME}.md"
+TEXT = SOURCE.read_text(encoding="utf-8")
+VALUES = json.loads((results.ROOT / "results" / "cpu" / "costs.json").read_text(encoding="utf-8"))["values"]
+# A formula is no number of ours, and neither is the name of a network, a chapter, or a kind of image.
+NAMES = re.compile(r"ResNet-18|\b[Cc]hapter\s+\d|Fig\.\s+\d|\b8 bits|(?<=\s)1/")
 
 
-def parse(said: str, units: dict[str, float]) -> float:
-    number, unit = said.split()
-    assert (
-        len(number.replace(",", "").replace(".", "").lstrip("0").rstrip("0") or "0") <= 2 or "," not in number
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The executed notebook, at a place of its own."""
+    [run] = chapters.plan([NAME], {}, profile="smoke")
+    outcome, text = execution.execute(run, TEXT, folder=SOURCE.parent, threads=1, kernels=execution.Kernels())
+    assert outcome.error == ""
+    path = tmp_path_factory.mktemp("costs") / f"{NAME}.ipynb"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def glued(executed):
+    """What the notebook gives to its text, by name, as it is written there without a format."""
+    found = {}
+    for output in outputs(executed):
+        if name := output.get("metadata", {}).get("scrapbook", {}).get("name"):
+            found[name] = "".join(output["data"][results.GLUED]).strip("'")
+    return found
+
+
+@pytest.fixture(scope="module")
+def tables(executed):
+    """The tables that it shows, by caption."""
+    found = {}
+    for output in outputs(executed):
+        page = BeautifulSoup("".join(output.get("data", {}).get("text/html", "")), "html.parser")
+        if page.caption:
+            head, *rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in page.find_all("tr")]
+            found[page.caption.text] = pd.DataFrame(rows, columns=head)
+    return found
+
+
+def outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def test_every_number_of_the_prose_is_glued(glued):
+    asked = {
+        name.partition(":")[0] for name in re.findall(r"\{glue:text\}`([^`]*)`", TEXT) if "::" not in name
+    }
+    assert len(asked) > 60
+    assert asked <= set(glued)
+    assert all(name.startswith("million ") for name in set(glued) - asked)
+    assert re.findall(r".*\d.*", NAMES.sub("", prose(TEXT))) == []
+
+
+def test_what_is_glued_from_another_chapter_is_there():
+    others = re.findall(r"\{glue:text\}`(\S+)\.ipynb::(\w+)", TEXT)
+    assert len(others) == 10
+    for chapter, name in others:
+        assert (
+            name in json.loads((results.ROOT / "results" / "cpu" / f"{chapter}.json").read_text())["numbers"]
+        )
+
+
+def test_the_text_says_what_was_measured(glued):
+    link, read = VALUES["linkability"], VALUES["imprint"]
+    assert float(glued["fish_read"]) == read["fishing"]["read"]
+    assert float(glued["ap_mlp"]) == 100 * link["identify"][-1]["mlp"]["ap"]
+    assert glued["update"] == costs_tables.seconds(
+        link["simulation"]["seconds"] / link["simulation"]["updates"]
     )
-    return float(number.replace(",", "")) * units[unit]
-
-
-@given(st.floats(1e-6, 1e13))
-def test_times_keep_two_digits(value):
-    assert parse(costs_tables.seconds(value), UNITS) == pytest.approx(value, rel=0.06)
-
-
-@given(st.floats(1, 1e20))
-def test_bytes_keep_two_digits(value):
-    assert parse(costs_tables.size(value), BYTES) == pytest.approx(value, rel=0.06)
+    assert glued["million network"] == costs_tables.seconds(costs_tables.crowd(link, 10**6)["network"])
+    factors = ("link_updates", "link_images", "llg_gradients", "ig_steps", "ig_deep_steps", "rtf_pixels")
+    assert all(float(glued[name]) > 1 for name in (*factors, "mit_updates", "mit_steps"))
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("caption", "measured", "extrapolated"),
     [
-        (9600, "9,600"),
-        (12e6, "12 million"),
-        (1e9, "1 billion"),
-        (5.75e9, "5.75 billion"),
-        (7.2e13, "7.2 × 10¹³"),
-        (0.4, "0"),
+        ("Making the updates of a crowd, and keeping them", 1, 3),
+        ("Recognising the users of a crowd", 6, 3),
+        ("Fishing in aggregates of 64", 1, 2),
+        ("One aggregate that grows", 3, 4),
     ],
 )
-def test_counts(value, said):
-    assert costs_tables.count(value) == said
+def test_tables_say_what_was_measured(tables, caption, measured, extrapolated):
+    table = tables[caption]
+    assert len(table.columns) <= 5  # what a phone has room for
+    assert (table != "").all(axis=None)
+    said = [cell.split()[-1] for cell in table.iloc[:, 0]]
+    assert said == ["measured"] * measured + ["extrapolated"] * extrapolated
 
 
-def test_sizes():
-    assert [costs_tables.exact(n) for n in (50, 1000, 10**6, 2**14)] == [
-        "50",
-        "1,000",
-        "$10^{6}$",
-        "$2^{14}$",
-    ]
+def test_all_other_tables_say_it_in_their_caption(tables):
+    known = [name for name, table in tables.items() if "measured" not in str(table.iloc[0, 0])]
+    assert known.pop(0) == "All chapters at each profile"
+    assert len(known) == 2
+    assert all("extrapolated" in name for name in known)
 
 
-def test_every_number_and_table_that_the_page_asks_for_is_there():
-    facts = costs_page.facts(ROOT)
-    asked = set(re.findall(r"\{cost\}`([^`]*)`", PAGE))
-    assert len(asked) > 40
-    assert asked == set(facts)
-    assert all(facts.values())
-    assert not any(set("$*`") & set(said) for said in facts.values())  # a role shows it as it stands
-    tables = set(re.findall(r"```\{costs\} (\S+)", PAGE))
-    assert tables == {*costs_page.OF_RECORDS, "profiles", "work"}
-
-
-@pytest.mark.parametrize("name", costs_page.OF_RECORDS)
-def test_tables_are_whole_and_say_what_was_measured(name):
-    head, *rows = costs_page.OF_RECORDS[name](VALUES)
-    assert len(rows) >= 3
-    assert len(head) <= 5  # what a phone has room for
-    assert {len(row) for row in rows} == {len(head)}
-    assert all(cell and cell[0] not in ">#" for row in rows for cell in row)  # no quotation, no heading
-    said = ["*measured*" in row[0] for row in rows]
-    if name in MEASURED:
-        assert said == [number < MEASURED[name] for number in range(len(rows))]
-        assert all(("*extrapolated*" in row[0]) != known for row, known in zip(rows, said, strict=True))
-
-
-def test_extrapolation_starts_where_the_measurement_ends():
+def test_tables_hold_what_the_record_says(tables):
+    crowd = tables["Recognising the users of a crowd"].set_index("Users")
     link = VALUES["linkability"]
-    run, last = link["simulation"], link["identify"][-1]
-    at = costs_tables.crowd(link, run["users"])
-    assert at["updates"] == run["updates"]
-    assert at["features"] == link["feature_bytes"]
-    assert at["simulation"] == pytest.approx(run["seconds"])
-    assert at["svm"] == pytest.approx(last["svm"]["seconds"])
-    assert at["mlp"] == pytest.approx(last["mlp"]["seconds"], rel=0.5)
-    assert costs_tables.crowd(link, 10**6)["mlp"] > 50 * costs_tables.crowd(link, 10**5)["mlp"]
+    for row in link["identify"]:
+        shown = crowd.loc[f"{row['users']} measured"]
+        assert shown["Network"] == costs_tables.seconds(row["mlp"]["seconds"])
+        assert shown["SVM"] == costs_tables.seconds(row["svm"]["seconds"])
+    svm = costs_tables.crowd(link, 10**6)["SVM"]
+    assert crowd.loc["1 million extrapolated", "SVM"] == f"over {costs_tables.seconds(svm)}"
+    assert list(crowd.loc["800 measured", ["Network", "SVM"]]) == ["–", "–"]
 
 
-def test_work_at_the_papers_sizes_is_more():
-    _, *rows = costs_tables.work(ROOT)
-    assert all(float(row[2].replace(",", "")) > 1 for row in rows)
-    assert {row[0] for row in rows} == {f"[](chapters/{chapter}.ipynb)" for chapter in costs_tables.WORK}
-
-
-def test_a_profile_that_nobody_has_run_is_not_known(tmp_path):
-    _, *rows = costs_tables.profiles(tmp_path, {})
-    assert [row[1:3] for row in rows] == [["not known"] * 2] * 3
-    folder = tmp_path / "results" / "cpu"
-    folder.mkdir(parents=True)
-    for name, took, memory in (("01-a", 60.0, 0.5), ("02-b", 120.0, 2.0)):
-        record = {"run": {"seconds": took}, "numbers": {"run_memory": memory}}
-        (folder / f"{name}.json").write_text(json.dumps(record))
-    timed = {"chapters": {"smoke": {"01-a": {"seconds": 30.0, "memory": None}}}}
-    _, *rows = costs_tables.profiles(tmp_path, timed)
-    assert [row[1:3] for row in rows] == [["30 s", "not known"], ["3.0 min", "2.0 GiB"], ["not known"] * 2]
+def test_it_checks_no_claim_and_shows_two_figures(executed):
+    assert scorecard.read_chapter(executed, {}) == []
+    assert sum("image/png" in output.get("data", {}) for output in outputs(executed)) == 2
