@@ -98,14 +98,20 @@ class Page:
             metadata={"scrapbook": hidden, claims.KEY: claims.as_json([finding])},
         )
 
-    def claims(self) -> None:
+    def claims(self, *, elsewhere: Iterable[str] = ()) -> None:
         """Display the table of the paper's claims with what was found, and say its ``headline``.
 
         A claim that no section has checked is not measured in this run.
+
+        Parameters
+        ----------
+        elsewhere
+            Claims that another chapter checks: they are left out.
         """
-        for name in self._claims.keys() - self._findings.keys():
+        here = [name for name in self._claims if name not in set(elsewhere)]
+        for name in [name for name in here if name not in self._findings]:
             self.check(name, {}, data="")
-        ordered = [self._findings[name] for name in self._claims]
+        ordered = [self._findings[name] for name in here]
         self.say(headline=claims.headline(ordered))
         claims.show(ordered)
 
