@@ -99,14 +99,21 @@ class Page:
             metadata={"scrapbook": hidden, claims.KEY: claims.as_json([finding])},
         )
 
-    def claims(self) -> None:
-        """Display the table of the claims that were checked, and say its ``headline``.
+    def claims(self, *, elsewhere: Iterable[str] = ()) -> None:
+        """Display the table of claims with what was found, and say its ``headline``.
 
         One of the chapter's own paper that no section has checked was not measured in this run.
+
+        Parameters
+        ----------
+        elsewhere
+            Claims of the paper that another chapter checks: they are left out.
         """
-        for name in self._claims.keys() - self._findings.keys() if self._all_wanted else ():
+        there = self._claims if self._all_wanted else self._findings
+        wanted = [name for name in self._claims if name in there and name not in set(elsewhere)]
+        for name in [name for name in wanted if name not in self._findings]:
             self.check(name, {}, data="")
-        ordered = [self._findings[name] for name in self._claims if name in self._findings]
+        ordered = [self._findings[name] for name in wanted]
         self.say(headline=claims.headline(ordered))
         claims.show(ordered)
 
