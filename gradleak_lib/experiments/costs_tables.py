@@ -185,8 +185,8 @@ def one_aggregate(read: Values) -> pd.DataFrame:
 # --- the book's chapters ---
 
 
-def profiles(folder: Path, timed: Values, names: Sequence[str]) -> pd.DataFrame:
-    """Seconds of all chapters at each profile and the GiB of the largest process, where somebody has run it.
+def profiles(folder: Path, timed: Values, names: Sequence[str], *, without: str) -> pd.DataFrame:
+    """Seconds of all chapters but one at each profile and the GiB of the largest process, where somebody has run it.
 
     Parameters
     ----------
@@ -196,21 +196,21 @@ def profiles(folder: Path, timed: Values, names: Sequence[str]) -> pd.DataFrame:
         The part ``chapters`` of the record of costs, for profiles without such runs.
     names
         The profiles.
+    without
+        The chapter that is left out: the one that shows this.
     """
     rows = []
     for profile in names:
         paths = (folder / profile).glob("[0-9]*.json")
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.stem != without]
         took = [one["run"]["seconds"] for one in runs]
         memory = [one["numbers"]["run_memory"] for one in runs if "run_memory" in one["numbers"]]
         source = "nobody has run it"
         if runs:
             source = f"recorded runs, the last of {max(one['run']['date'] for one in runs)[:10]}"
         elif profile in timed:
-            took, source = (
-                [one["seconds"] for one in timed[profile].values()],
-                "the measurements of this page",
-            )
+            took = [one["seconds"] for name, one in timed[profile].items() if name != without]
+            source = "the measurements of this page"
         row = {
             "profile": profile,
             "all chapters": sum(took) if took else math.nan,

@@ -99,7 +99,7 @@ def test_a_billion_samples_cost_a_billion_times_as_much_as_one():
 
 def test_a_profile_that_nobody_has_run_is_not_known(tmp_path):
     names = ["smoke", "cpu", "paper"]
-    table = costs_tables.profiles(tmp_path, {}, names)
+    table = costs_tables.profiles(tmp_path, {}, names, without="09-z")
     assert table[["all chapters", "largest process"]].isna().all(axis=None)
     assert set(table["known from"]) == {"nobody has run it"}
     folder = tmp_path / "cpu"
@@ -108,12 +108,16 @@ def test_a_profile_that_nobody_has_run_is_not_known(tmp_path):
         ("01-a", 60.0, "2026-01-02", {"run_memory": 0.5}),
         ("02-b", 120.0, "2026-01-01", {"run_memory": 2.0}),
     )
-    for name, took, date, numbers in (*runs, ("03-c", 1.0, "2026-01-01", {})):
+    for name, took, date, numbers in (
+        *runs,
+        ("03-c", 1.0, "2026-01-01", {}),
+        ("09-z", 9.0, "2026-01-09", {}),
+    ):
         record = {"run": {"seconds": took, "date": date}, "numbers": numbers}
         (folder / f"{name}.json").write_text(json.dumps(record))
     (folder / "costs.json").write_text("{}")
-    timed = {"smoke": {"01-a": {"seconds": 30.0, "memory": None}}}
-    smoke, cpu, paper = costs_tables.profiles(tmp_path, timed, names).to_dict("records")
+    timed = {"smoke": {name: {"seconds": 30.0, "memory": None} for name in ("01-a", "09-z")}}
+    smoke, cpu, paper = costs_tables.profiles(tmp_path, timed, names, without="09-z").to_dict("records")
     assert (smoke["all chapters"], smoke["known from"]) == (30.0, "the measurements of this page")
     assert (cpu["all chapters"], cpu["largest process"]) == (181.0, 2.0)
     assert cpu["known from"] == "recorded runs, the last of 2026-01-02"
