@@ -51,7 +51,8 @@ class Page:
         there = declared(find_chapter(chapter, project_root()))
         self.parameters = checked(chapter, {name: values[name] for name in there}, there)
         self._changed = {n: v for n, v in self.parameters.items() if v != there[n].default}
-        self.chapter, self.device = chapter, models.choose_device(self.parameters["device"])
+        self.chapter = chapter
+        self.device = models.choose_device(self.parameters.get("device", "cpu"))
         self._claims, self._findings = claims.load_claims(paper), dict[str, claims.Finding]()
         self._all_wanted = paper is not None
         if threads is not None:
@@ -124,7 +125,7 @@ class Page:
         facts = results.provenance(device=self.device)
         rows = {
             **{name: results.as_text(value) for name, value in facts.items()},
-            **{"seed": str(self.parameters["seed"]), "profile": self.parameters["profile"]},
+            **{name: str(self.parameters[name]) for name in ("seed", "profile") if name in self.parameters},
             **more,
             **{"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GiB"},
             "command": os.environ.get("GRADLEAK_COMMAND") or command_of(self.chapter, self._changed),

@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 from test_sources import prose
 
-from gradleak_lib.book import chapters, execution, results, scorecard
+from gradleak_lib.book import execution, planning, results, scorecard
 from gradleak_lib.experiments import costs_tables
 
 NAME = "09-what-it-costs"
@@ -22,7 +22,7 @@ NAMES = re.compile(r"ResNet-18|\b[Cc]hapter\s+\d|Fig\.\s+\d|\b8 bits|(?<=\s)1/")
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """The executed notebook, at a place of its own."""
-    [run] = chapters.plan([NAME], {}, profile="smoke")
+    [run] = planning.plan([NAME], {}, profile="smoke")
     outcome, text = execution.execute(run, TEXT, folder=SOURCE.parent, threads=1, kernels=execution.Kernels())
     assert outcome.error == ""
     path = tmp_path_factory.mktemp("costs") / f"{NAME}.ipynb"
