@@ -135,7 +135,7 @@ def networks(read: Values, samples: int) -> pd.DataFrame:
     names = {"lenet": "LeNet", "resnet18": "ResNet-18"}
     rows = [
         {
-            "host": f"{names[row['host']]}, {row['size']} pixels",
+            "network behind": f"{names[row['host']]}, {row['size']} pixels",
             "one sample": row["sample_seconds"],
             "model": row["model_bytes"],
             "all samples": costs.scaled(row["sample_seconds"], 1, samples),
