@@ -1,7 +1,6 @@
 """What the cases share: how one is registered, and the small models, batches and updates that it starts from."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from gradleak_lib import models
 from gradleak_lib.data import ClientData, ImageDataset, UserDataset, unowned
 from gradleak_lib.federated import Update, fedsgd
+from gradleak_lib.seeding import seeded
 
 SHAPE, CLASSES = (1, 8, 8), 4
 RELATIVE = 1e-4
@@ -58,14 +58,6 @@ def add(name: str, run: Callable[[str, str], Any], **options: Any) -> None:
     CASES[name] = Case(run, **options)
 
 
-@contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """What is made here draws from torch's global random state, which is then put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def network(device: str, name: str = "mlp", shape: tuple[int, ...] = SHAPE, **options: Any) -> nn.Module:
     """A small network with weights that leave no gradient near zero."""
     small = {"mlp": 12, "cnn": 4, "lenet": 4, "convnet": 2, "nplm": 6}
@@ -77,7 +69,7 @@ def network(device: str, name: str = "mlp", shape: tuple[int, ...] = SHAPE, **op
 
 def drawing(device: str) -> nn.Module:
     """A network in training mode, with dropout."""
-    with seeded():
+    with seeded(0):
         parts = (nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, CLASSES))
         return nn.Sequential(*parts).to(device)
 

@@ -21,7 +21,6 @@ from cases import (
     labels,
     moved,
     network,
-    seeded,
 )
 from scipy.stats import norm
 from torch import nn
@@ -35,6 +34,7 @@ from gradleak_lib.attacks.products import Patches, Product, Rows
 from gradleak_lib.attacks.search import Search, total_variation
 from gradleak_lib.attacks.spear import spear
 from gradleak_lib.federated import fedavg, fedsgd, simulate
+from gradleak_lib.seeding import seeded
 
 # --- imprints ---
 
@@ -43,7 +43,7 @@ PUBLIC, PRIVATE = 200, 6
 
 def imprinted(device: str, bins: int = 8, **options: Any) -> nn.Module:
     """A linear classifier behind an imprint of its own public images."""
-    with seeded():
+    with seeded(0):
         layer = imprint.from_public(images("cpu", PUBLIC, seed=3), bins, **options)
     return placement.before_input(network(device, "linear"), layer.to(device))
 
@@ -120,7 +120,7 @@ def before_a_layer(device: str, data: str) -> Any:
     seen = placement.layer_inputs(resnet, "layer1", images(data, 3, shape))
     brightness = imprint.mean_brightness(seen.shape[1:], channels=3)
     edges = imprint.bins_from_public(imprint.measure(seen, brightness), 2)
-    with seeded():
+    with seeded(0):
         layer = imprint.Imprint(seen.shape[1:], 2).to(device)
     placement.before_layer(resnet, "layer1", imprint.arm(layer, brightness, edges))
     return seen, imprint.recover(fedsgd(resnet, *batch(data, 3, shape)), resnet).inputs
@@ -131,7 +131,7 @@ def before_a_layer(device: str, data: str) -> Any:
 
 @case()
 def stack_input(device: str, data: str) -> Any:
-    with seeded():
+    with seeded(0):
         stack = nn.Sequential(nn.Flatten(), nn.Linear(64, 8, bias=False), nn.Tanh(), nn.Linear(8, CLASSES))
     stack.to(device)
     return analytic.stack_input(gradient(stack, data, 1), stack)
@@ -237,7 +237,7 @@ def invert_and_go_on(device: str, data: str) -> Any:
 def invert_a_network_that_draws(device: str, data: str) -> None:
     net = drawing(device)
     inversion.invert(gradient(network(device), data, 2), network(device), SHAPE, search=Search(iterations=2))
-    with seeded(), torch.random.fork_rng([device] if device == "cuda" else []):
+    with seeded(0, [torch.device(device)]):
         sent = gradient(net, data, 2)
     inversion.invert(sent, net, SHAPE, labels(data, 2), Search(iterations=2))
 
@@ -261,7 +261,7 @@ def matched(device: str, data: str, *, way: Any, steps: bool = False) -> Any:
         labels(device)[None],
         restarts=2,
         distance="cosine",
-        steps=torch.arange(4).to(data).split(2) if steps else None,
+        steps=torch.arange(4).to(device).split(2) if steps else None,
         learning_rate=0.1,
     )
     return way(net, target)(images(device, 8, seed=7))

@@ -22,7 +22,6 @@ from cases import (
     labels,
     network,
     people,
-    seeded,
 )
 from torch import nn
 
@@ -31,6 +30,7 @@ from gradleak_lib.federated import Update
 from gradleak_lib.federated.central import predict, train_centrally
 from gradleak_lib.federated.checkpoint import digest
 from gradleak_lib.federated.frozen import cached
+from gradleak_lib.seeding import seeded
 
 LOCAL = {"learning_rate": 0.1, "batch_size": 2}
 
@@ -82,7 +82,7 @@ def train(device: str, data: str) -> Any:
 
 @case(on="cpu")
 def predictions(device: str, data: str) -> Any:
-    return predict(network(device, "cnn"), images(data, 5), batch_size=2)
+    return predict(network(device, "cnn"), images(data, 5))
 
 
 @case()
@@ -132,7 +132,7 @@ def _first_sum(model: nn.Module) -> float:
 SIMULATIONS: dict[str, dict[str, Any]] = {
     "one by one": {"engine": "sequential"},
     "side by side": {"engine": "vectorized", "track": _first_sum},
-    "defended": {"defense": lambda seed: defenses.gaussian_noise(0.01, seed=seed)},
+    "defended": {"defense": lambda update, seed: defenses.gaussian_noise(0.01, seed=seed)(update)},
     "private": {"client": partial(defenses.dp_fedavg, bound=1.0, noise_multiplier=0.1)},
     "one layer": {"observe": ("5",)},
 }
@@ -160,7 +160,7 @@ def simulate_behind_frozen_layers(device: str, data: str) -> Any:
 @case()
 def simulate_and_go_on(device: str, data: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        options = {"checkpoint": Path(folder), "every": 1, **LOCAL}
+        options = {"checkpoint": Path(folder), **LOCAL}
         federated.simulate(network(device), clients(data), rounds=1, **options)
         assert list(Path(folder).iterdir())
         return federated.simulate(network(device), clients(data), rounds=2, **options).model
@@ -283,6 +283,6 @@ def inspect_update(device: str, data: str) -> Any:
 @case()
 def inspect_update_of_a_network_that_draws(device: str, data: str) -> None:
     model = drawing(device)
-    with seeded(), torch.random.fork_rng([device] if device == "cuda" else []):
+    with seeded(0, [torch.device(device)]):
         sent = gradient(model, data)
     defenses.inspect_update(sent, model, images(data))

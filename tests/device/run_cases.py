@@ -25,9 +25,12 @@ from torch import Tensor, nn
 _HOLD = ("Tensor", "Update", "Module", "Imprint", "ResNet", "Observations", "Probe", "Dataset", "ClientData")
 
 
-def sides(device: str) -> tuple[tuple[str, str], ...]:
-    """Where the model lies and where the data lie; the reference last."""
-    return (device, device), (device, "cpu"), ("cpu", "cpu")
+SIDES = (
+    "model and data there",
+    "model there",
+    "data there",
+    "the CPU",
+)  # the last is what others are compared with
 
 
 def outcomes_on(device: str) -> dict[str, Any]:
@@ -36,21 +39,22 @@ def outcomes_on(device: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``found``: by case, for each of `sides` the tensors that came out, on the CPU, where each of them was, whether
-        the global random states changed, and the error in full if there was one; ``public``: the functions that take
-        tensors; ``missing``: those of them that no case has called with something on the device.
+        ``found``: by case and for each of `SIDES` what came out, as tensors on the CPU, where tensors among it lay,
+        which global random states changed, and the error in full if there was one; ``public``: the functions that
+        take tensors; ``missing``: those of them that no case has called with something on the device.
     """
     public = takers()
     unseen = {inspect.unwrap(function).__code__: name for name, function in public.items()}
-    found: dict[str, list[dict[str, Any]]] = {}
+    places = ((device, device), (device, "cpu"), ("cpu", device), ("cpu", "cpu"))
+    found: dict[str, dict[str, Any]] = {}
     for name, case in CASES.items():
-        found[name] = []
-        for place in sides(device):
+        found[name] = {}
+        for side, place in zip(SIDES, places, strict=True):
             torch.manual_seed(2**31 + 1)  # a state that no seed in the library leads to, on every device
             states = _states()
-            sys.setprofile(_watching(unseen) if place == (device, device) else None)
+            sys.setprofile(_watching(unseen) if side == SIDES[0] else None)
             error = ""
-            values: list[Tensor] = []
+            values: list[Tensor | np.ndarray | float] = []
             try:
                 values = list(leaves(case.run(*place)))
             except Exception:
@@ -58,13 +62,13 @@ def outcomes_on(device: str) -> dict[str, Any]:
             finally:
                 sys.setprofile(None)
             moved = [kind for kind, state in _states().items() if not np.array_equal(state, states[kind])]
-            where = [value.device.type for value in values]
-            cpu = [value.cpu() for value in values]
-            found[name].append({"values": cpu, "where": where, "moved": moved, "error": error})
+            where = sorted({value.device.type for value in values if isinstance(value, Tensor)})
+            cpu = [torch.as_tensor(value).cpu() for value in values]
+            found[name][side] = {"values": cpu, "where": where, "moved": moved, "error": error}
     return {"found": found, "public": sorted(public), "missing": sorted(unseen.values())}
 
 
-def leaves(value: Any) -> Iterator[Tensor]:
+def leaves(value: Any) -> Iterator[Tensor | np.ndarray | float]:
     """Tensors and numbers in whatever holds them, in order."""
     if isinstance(value, Tensor):
         yield value.detach()
@@ -78,9 +82,9 @@ def leaves(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value):
         yield from leaves(list(vars(value).values()))
     elif isinstance(value, np.ndarray):
-        yield torch.tensor(value.tolist())
+        yield np.array(value.tolist())
     elif isinstance(value, bool | int | float):
-        yield torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        yield value
 
 
 def takers() -> dict[str, Callable[..., Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_cases import CASES, outcomes_on
+from run_cases import CASES, SIDES, outcomes_on
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(
@@ -38,12 +38,13 @@ def python_with_a_device() -> list[str]:
     return [str(STAND_IN / "run"), sys.executable]
 
 
-def on_a_device(*arguments: str, **environment: str) -> None:
-    """Run this Python with a device, and show all that it said if it failed."""
+def on_a_device(*arguments: str, folder: Path) -> None:
+    """Run this Python with a device in a folder, and show all that it said if it failed."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [*python_with_a_device(), *arguments],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -55,38 +56,34 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run all cases, in one process."""
     if torch.cuda.is_available():
         return outcomes_on("cuda")
-    file = tmp_path_factory.mktemp("device") / "outcomes.pt"
-    on_a_device(str(Path(__file__).with_name("run_cases.py")), str(file))
-    return torch.load(file, weights_only=True)
+    folder = tmp_path_factory.mktemp("device")
+    on_a_device(str(Path(__file__).with_name("run_cases.py")), "outcomes.pt", folder=folder)
+    return torch.load(folder / "outcomes.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("side", ["data there", "data on the CPU"])
+@pytest.mark.parametrize("side", SIDES[:-1])
 @pytest.mark.parametrize("name", CASES)
 def test_it_comes_to_the_same_as_on_the_cpu(name: str, side: str, outcomes: dict[str, Any]) -> None:
-    there, mixed, reference = outcomes["found"][name]
-    found = there if side == "data there" else mixed
+    case, found, reference = CASES[name], outcomes["found"][name][side], outcomes["found"][name][SIDES[-1]]
     assert not reference["error"], reference["error"]
     assert not found["error"], found["error"]
     assert len(found["values"]) == len(reference["values"])
     for value, expected in zip(found["values"], reference["values"], strict=True):
-        assert value.shape == expected.shape
-        assert value.dtype == expected.dtype
+        assert (value.shape, value.dtype) == (expected.shape, expected.dtype)
         finite = expected[expected.isfinite()]
-        largest = finite.abs().max().item() if len(finite) else 0.0
-        whole = not expected.is_floating_point()
-        torch.testing.assert_close(
-            value, expected, rtol=0, atol=0 if whole else CASES[name].tolerance * largest, equal_nan=True
-        )
-    if (on := CASES[name].on) is not None:
-        assert set(found["where"]) <= {"cpu" if on == "cpu" else "cuda"}
+        largest = float(finite.abs().max()) if len(finite) and expected.is_floating_point() else 0.0
+        torch.testing.assert_close(value, expected, rtol=0, atol=case.tolerance * largest, equal_nan=True)
+    if case.on is not None:
+        there = "cpu" if case.on == "cpu" or side == "data there" else "cuda"
+        assert set(found["where"]) <= {there}
 
 
 def test_no_global_random_state_changes(outcomes: dict[str, Any]) -> None:
     """Of the CPU, of NumPy, and of the GPU, also by a model that lies on the CPU."""
     changed = {
-        (name, place): outcome["moved"]
+        (name, side): outcome["moved"]
         for name, ran in outcomes["found"].items()
-        for place, outcome in zip(("there", "mixed", "CPU"), ran, strict=True)
+        for side, outcome in ran.items()
         if set(outcome["moved"]) - ({"CPU"} if CASES[name].draws else set())
     }
     assert not changed
@@ -97,18 +94,27 @@ def test_every_function_that_takes_tensors_has_a_case(outcomes: dict[str, Any]) 
     assert outcomes["missing"] == sorted(EXEMPT)
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [
-        pytest.param(path.stem, marks=[] if path.stem.startswith("06") else [pytest.mark.chapters_on_device])
-        for path in sorted(ROOT.joinpath("notebooks").glob("0*.md"))
-    ],
-)
-def test_a_chapter_runs_on_a_device(chapter: str, tmp_path: Path) -> None:
+SOURCES = sorted((ROOT / "notebooks").glob("*.md"))
+
+
+def executed(chapter: str, folder: Path, **parameters: int) -> None:
+    """Execute a chapter at smoke size on a device, without writing into the clone."""
     pytest.importorskip("papermill")
     smoke = ROOT / "notebooks" / "params" / "smoke" / f"{chapter}.yaml"
-    made = str(tmp_path / "chapter.ipynb")
-    on_a_device(
-        *("-m", "papermill", f"gradleak://{chapter}", made, "--no-progress-bar", "-f", str(smoke)),
-        *("-p", "device", "cuda"),
-    )
+    given = {"device": "cuda", **parameters}
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    papermill = ("-m", "papermill", "--no-progress-bar", f"gradleak://{chapter}", "executed.ipynb")
+    on_a_device(*papermill, "-f", str(smoke), *words, folder=folder)
+
+
+@pytest.mark.chapters_on_device
+@pytest.mark.parametrize(
+    "chapter", [path.stem for path in SOURCES if "\ndevice: str" in path.read_text("utf-8")]
+)
+def test_a_chapter_runs_on_a_device(chapter: str, tmp_path: Path) -> None:
+    executed(chapter, tmp_path)
+
+
+def test_robbing_the_fed_runs_on_a_device(tmp_path: Path) -> None:
+    """In every run, and therefore at sizes that take half of the time."""
+    executed("04-robbing-the-fed", tmp_path, size=32, positions_size=32, batches=2, simulated=100)
