@@ -32,7 +32,7 @@ class Source:
     cut
         ``cut(size=, n=, seed=)`` gives images that are cut at random out of others; None: they are not.
     read
-        ``read(split, root, download=)`` gives all images (uint8 ``[N, C, H, W]``), labels (int64 ``[N]``) and the
+        ``read(split, root)`` gives all images (uint8 ``[N, C, H, W]``), labels (int64 ``[N]``) and the
         names of the classes; None: there are no such images.
     fetch
         ``fetch(root)`` downloads what is missing; None: nothing can be downloaded.
@@ -57,7 +57,7 @@ def _published(name: str, about: str) -> Source:
     )
 
 
-def _read_digits(split: str, root: Path, *, download: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _read_digits(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -98,7 +98,6 @@ def load(
     seed: int = 0,
     split: str = "test",
     root: str | os.PathLike[str] | None = None,
-    download: bool = False,
     distinct: bool = True,
 ) -> ImageDataset:
     """Load images by the name of a data set, or from a folder.
@@ -123,8 +122,6 @@ def load(
         ``"train"`` or ``"test"``; photos, places, digits and folders have no splits and ignore it.
     root
         Data root; None: see `data_root`.
-    download
-        Whether to download what is missing.
     distinct
         For photos alone: False draws independent windows, as many as you like; see
         `gradleak_lib.data.photos.load_photos`.
@@ -139,7 +136,7 @@ def load(
     ValueError
         If an argument is not one of those allowed, or ``sample`` is more than there are.
     MissingData
-        If the data set is not on this machine.
+        If the data set is not on this machine: see `fetch`.
     CorruptData
         If a file of it is damaged.
 
@@ -157,7 +154,7 @@ def load(
         given = {"size": size, "n": sample, "distinct": None if distinct else False}
         return source.cut(seed=seed, **{key: value for key, value in given.items() if value is not None})
     if source and source.read:
-        images, labels, classes = source.read(split, data_root(root), download=download)
+        images, labels, classes = source.read(split, data_root(root))
         chosen = _choose(name, len(images), sample, seed)
         return ImageDataset(to_float(images[chosen], size), labels[chosen], classes, str(name))
     folder = find_folder(name, root)

@@ -141,11 +141,7 @@ class TabularDataset:
 
 
 def load_tabular(
-    name: str,
-    *,
-    split: str = "train",
-    root: str | os.PathLike[str] | None = None,
-    download: bool = False,
+    name: str, *, split: str = "train", root: str | os.PathLike[str] | None = None
 ) -> TabularDataset:
     """Load a table by name.
 
@@ -158,8 +154,6 @@ def load_tabular(
         ``"train"`` or ``"test"``.
     root
         Data root; None: see `data_root`.
-    download
-        Whether to download what is missing.
 
     Returns
     -------
@@ -183,8 +177,6 @@ def load_tabular(
     if name != "adult":
         raise ValueError(f"name={name!r}: it must be breast-cancer or adult")
     folder = data_root(root)
-    if download:
-        fetch_adult(folder)
     train = _read_adult(folder / "adult" / "adult.data")
     rows = train if split == "train" else _read_adult(folder / "adult" / "adult.test")
     classes = ("<=50K", ">50K")

@@ -26,9 +26,7 @@ def dataset_class(name: str) -> "Dataset":
     return getattr(torchvision.datasets, SETS[name])
 
 
-def read_set(
-    name: str, split: str, root: Path, *, download: bool = False
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def read_set(name: str, split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Read one split of a data set.
 
     Parameters
@@ -39,8 +37,6 @@ def read_set(
         ``"train"`` or ``"test"``; the files of the other one need not be there.
     root
         Data root.
-    download
-        Whether to download what is missing.
 
     Returns
     -------
@@ -52,8 +48,6 @@ def read_set(
     MissingData, CorruptData
         If a file of the split is not there, or damaged.
     """
-    if download:
-        fetch_set(name, root, splits=(split,))
     check_set(name, split, root)
     data = _one_split(dataset_class(name), split)(str(root), train=split == "train")
     colour = _is_cifar(type(data))
@@ -65,10 +59,10 @@ def read_set(
     return images, labels, tuple(data.classes)
 
 
-def fetch_set(name: str, root: Path, *, splits: tuple[str, ...] = ("train", "test")) -> None:
-    """Download a data set unless every file of ``splits`` is there; damaged files are left for the reader."""
+def fetch_set(name: str, root: Path) -> None:
+    """Download a data set unless every file of it is there; damaged files are left for the reader."""
     dataset = dataset_class(name)
-    if all(path.is_file() for split in splits for path, _ in _files(dataset, split, root)):
+    if all(path.is_file() for split in ("train", "test") for path, _ in _files(dataset, split, root)):
         return
     with staged(name, root) as folder:
         dataset(str(folder), download=True)

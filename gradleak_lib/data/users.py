@@ -14,6 +14,8 @@ from gradleak_lib.show import summary
 Split = Literal["random", "album", "chrono"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
+# Share of each user's items that is held out.
+HELD_OUT = 0.2
 # One cut for all seeds: no source item is public in one run and private or held out in another.
 CUT_SEED = 20180515
 
@@ -275,15 +277,13 @@ def draw_users(
     return np.random.default_rng(seed).permutation(candidates)[:count], others
 
 
-def hold_out(data: UserDataset, share: float = 0.2) -> tuple[UserDataset, UserDataset]:
-    """Cut a share of each user's items off, the same ones whatever the seed of a study.
+def hold_out(data: UserDataset) -> tuple[UserDataset, UserDataset]:
+    """Cut a fifth of each user's items off, the same ones whatever the seed of a study.
 
     Parameters
     ----------
     data
-        Samples of users.
-    share
-        Share of the items in (0, 1), rounded to whole items, at least one of each user's.
+        Samples of users. The share is rounded to whole items, at least one of each user's.
 
     Returns
     -------
@@ -293,23 +293,21 @@ def hold_out(data: UserDataset, share: float = 0.2) -> tuple[UserDataset, UserDa
     Raises
     ------
     ValueError
-        If ``share`` is out of range, or leaves a user nothing.
+        If that leaves a user nothing.
 
     References
     ----------
     Orekondy et al. 2018, Sec. 8.1 (20% held out).
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1, got {share}")
     held = np.zeros(len(data), dtype=bool)
     for user, mine in by_user(data):
         items = data.items.numpy()[mine]
         unique = np.unique(items)
-        count = max(1, round(share * len(unique)))
+        count = max(1, round(HELD_OUT * len(unique)))
         if count == len(unique):
             raise ValueError(
-                f"share={share} of {len(unique)} items leaves user {data.user_names[user]!r} nothing: "
-                "it must be smaller, or the user left out"
+                f"holding out {count} of {len(unique)} items leaves user {data.user_names[user]!r} nothing: "
+                "leave the user out"
             )
         rng = np.random.default_rng([CUT_SEED, int(unique[0])])
         chosen = rng.permutation(unique)[:count]

@@ -11,10 +11,17 @@ from gradleak_lib.federated.update import Update, check_finite, rounding_error
 from gradleak_lib.seeding import seeded
 from gradleak_lib.show import summary
 
+# Layers with fewer rows are not looked at: a few rows are easily alike by chance.
+_LEAST_ROWS = 8
 # Of a larger layer, so many rows at even distances are compared with each other.
 _MOST_ROWS = 2048
 # Entries of the largest matrix of distances held at once: 32 MiB.
 _ENTRIES = 1 << 22
+# What an honest layer keeps to.
+_LEAST = {"effective_rank": 0.3, "participation": 0.025}
+_MOST = {"largest_cosine": 0.985, "median_cosine": 0.45, "bias_spread": 3.0, "bias_order": 0.95}
+# Relative error below which a sample is exposed.
+_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -63,15 +70,13 @@ class LayerStatistics:
 
 
 @torch.no_grad()
-def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerStatistics]:
-    """Look at every linear layer and every convolution without groups.
+def inspect_layers(model: nn.Module) -> list[LayerStatistics]:
+    """Look at every linear layer, and every convolution without groups, that has eight rows or more.
 
     Parameters
     ----------
     model
         The model that the server sent, left as it is.
-    least_rows
-        Layers with fewer rows are left out, at least 2: two rows are easily alike by chance.
 
     Returns
     -------
@@ -84,16 +89,14 @@ def inspect_layers(model: nn.Module, *, least_rows: int = 8) -> list[LayerStatis
     ValueError
         If no layer is large enough, or one holds NaN or infinity.
     """
-    if least_rows < 2:
-        raise ValueError(f"least_rows must be at least 2, got {least_rows}")
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [
         (name, layer)
         for name, layer in model.named_modules()
-        if isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1 and len(layer.weight) >= least_rows
+        if isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1 and len(layer.weight) >= _LEAST_ROWS
     ]
     if not layers:
-        raise ValueError(f"the model has no linear layer or convolution with {least_rows} rows or more")
+        raise ValueError(f"the model has no linear layer or convolution with {_LEAST_ROWS} rows or more")
     return [_statistics(name, layer.weight, layer.bias) for name, layer in layers]
 
 
@@ -173,53 +176,26 @@ class Alarm:
     threshold: float
 
 
-def find_alarms(
-    statistics: Sequence[LayerStatistics],
-    *,
-    effective_rank: float = 0.3,
-    participation: float = 0.025,
-    largest_cosine: float = 0.985,
-    median_cosine: float = 0.45,
-    bias_spread: float = 3.0,
-    bias_order: float = 0.95,
-) -> list[Alarm]:
-    """List the statistics that lie beyond their thresholds.
+def find_alarms(statistics: Sequence[LayerStatistics]) -> list[Alarm]:
+    """List the statistics that no network of `gradleak_lib.models` has, untrained or trained on small images.
 
-    The defaults give no alarm on any network of `gradleak_lib.models`, untrained, nor on four of them trained on
-    small images. That is no promise for other networks: a layer that starts at zero gives one.
+    That is no promise for other networks: a layer that starts at zero gives an alarm.
 
     Parameters
     ----------
     statistics
         From `inspect_layers`.
-    effective_rank, participation
-        Alarm below, in [0, 1]; 0 turns it off.
-    largest_cosine, median_cosine, bias_order
-        Alarm above, in [0, 1]; 1 turns it off.
-    bias_spread
-        Alarm above, 0 or more; ``math.inf`` turns it off.
 
     Returns
     -------
     list[Alarm]
         In the order of the layers; empty where nothing is suspicious.
-
-    Raises
-    ------
-    ValueError
-        If a threshold is out of range.
     """
-    least: Mapping[str, float] = {"effective_rank": effective_rank, "participation": participation}
-    most = {"largest_cosine": largest_cosine, "median_cosine": median_cosine}
-    most |= {"bias_spread": bias_spread, "bias_order": bias_order}
-    for name, threshold in {**least, **most}.items():
-        if not threshold >= 0 or (threshold > 1 and name != "bias_spread"):
-            raise ValueError(f"{name} must lie in [0, 1], bias_spread be 0 or more, got {threshold}")
     alarms = []
     for layer in statistics:
-        for name, threshold in {**least, **most}.items():
+        for name, threshold in (_LEAST | _MOST).items():
             value = getattr(layer, name)
-            if value is not None and (value < threshold if name in least else value > threshold):
+            if value is not None and (value < threshold if name in _LEAST else value > threshold):
                 alarms.append(Alarm(layer.name, name, value, threshold))
     return alarms
 
@@ -237,26 +213,23 @@ class LayerLeak:
         its bias; infinite where nothing can be read.
     paired
         float64 ``[N]``: the same, read from the difference of two rows, or of any multiples of them.
-    tolerance
-        Relative error below which a sample counts as exposed.
     """
 
     name: str
     single: Tensor
     paired: Tensor
-    tolerance: float
 
     __repr__ = summary
 
     @property
     def exposed(self) -> Tensor:
-        """Samples whose inputs of this layer can be read from the update, bool ``[N]``."""
-        return torch.minimum(self.single, self.paired) < self.tolerance
+        """Samples whose inputs of this layer can be read from the update within 5 %, bool ``[N]``."""
+        return torch.minimum(self.single, self.paired) < _TOLERANCE
 
 
 @torch.no_grad()
 def inspect_update(
-    update: Update, model: nn.Module, images: Tensor, *, tolerance: float = 0.05, any_multiple: bool = False
+    update: Update, model: nn.Module, images: Tensor, *, any_multiple: bool = False
 ) -> list[LayerLeak]:
     """Attack oneself: find the samples that one row, or two, of a linear layer's update give away.
 
@@ -276,8 +249,6 @@ def inspect_update(
     images
         ``[N, ...]``, all samples behind the update. A layer that meets several vectors of one sample (words) counts
         the one that is easiest to read.
-    tolerance
-        Relative error below which a sample is exposed, positive.
     any_multiple
         Subtract from each row the multiple of another that comes closest to the sample, which a server whose rows
         have unequal outgoing weights knows. It gives false alarms where inputs lie on a line: of two samples, always.
@@ -291,15 +262,13 @@ def inspect_update(
     Raises
     ------
     ValueError
-        If the tolerance is out of range, the images are not as many as the update's samples, the update is of another
-        architecture, something is NaN or infinite, or the model has no linear layer with a bias.
+        If the images are not as many as the update's samples, the update is of another architecture, something is NaN
+        or infinite, or the model has no linear layer with a bias.
 
     References
     ----------
     Geiping et al. 2020, Prop. 3.1 (one row); Fowl et al. 2022, Eq. 4 (two rows).
     """
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive, got {tolerance}")
     if len(images) != update.samples:
         raise ValueError(f"the update is of {update.samples} samples, got {len(images)} images")
     update.check(model)
@@ -321,7 +290,7 @@ def inspect_update(
         rows = bias.abs() > rounding_error(update.tensors[f"{prefix}bias"]).double()
         signal = None if any_multiple else bias[rows]
         single, paired = _errors(weight[rows] / bias[rows, None], signal, inputs.to(weight))
-        leaks.append(LayerLeak(name, single.cpu(), paired.cpu(), tolerance))
+        leaks.append(LayerLeak(name, single.cpu(), paired.cpu()))
     return leaks
 
 

@@ -19,48 +19,23 @@ from gradleak_lib.files import write_whole
 
 
 @dataclass(frozen=True)
-class Part:
-    """Consecutive rounds: ``start`` up to, not including, ``end``.
+class Round:
+    """What came of one round.
 
     Parameters
     ----------
-    start, end
-        Rounds from 0.
-    cohorts, local_steps
-        For each round int64 ``[M]``, who trained, and in how many steps.
+    clients, local_steps
+        int64 ``[M]``: who trained, and in how many steps.
     updates
-        By parameter name, for each round ``[M, ...]``, what was observed.
+        By parameter name ``[M, ...]``, what was observed.
     tracked
-        The numbers that were followed.
+        The number that was followed, after the round; before and after the first one.
     """
 
-    start: int
-    end: int
-    cohorts: tuple[Tensor, ...]
-    local_steps: tuple[Tensor, ...]
-    updates: Mapping[str, tuple[Tensor, ...]]
+    clients: Tensor
+    local_steps: Tensor
+    updates: Mapping[str, Tensor]
     tracked: tuple[float, ...]
-
-    def then(
-        self, chosen: Tensor, steps: Tensor, updates: Mapping[str, Tensor], tracked: tuple[float, ...]
-    ) -> Part:
-        """Return the part with one more round."""
-        longer = {name: (*self.updates.get(name, ()), value) for name, value in updates.items()}
-        cohorts, local_steps = (*self.cohorts, chosen), (*self.local_steps, steps)
-        return Part(self.start, self.end + 1, cohorts, local_steps, longer, self.tracked + tracked)
-
-    @staticmethod
-    def joined(parts: Sequence[Part]) -> Part:
-        """Return several parts, one after the other, as one."""
-        names = {name: None for part in parts for name in part.updates}
-        return Part(
-            parts[0].start,
-            parts[-1].end,
-            tuple(chosen for part in parts for chosen in part.cohorts),
-            tuple(steps for part in parts for steps in part.local_steps),
-            {name: tuple(value for part in parts for value in part.updates.get(name, ())) for name in names},
-            tuple(value for part in parts for value in part.tracked),
-        )
 
 
 def fingerprint(model: nn.Module, clients: ClientData, settings: Mapping[str, Any]) -> str:
@@ -123,23 +98,17 @@ def _plain(value: Any) -> Any:
     return value.item()
 
 
-def save(folder: Path, key: str, part: Part, model: nn.Module) -> None:
-    """Write a part, with the model's trained parameters after it, whole or not at all."""
-    content = {
-        "key": key,
-        "start": part.start,
-        "end": part.end,
-        "cohorts": part.cohorts,
-        "local_steps": part.local_steps,
-        "updates": dict(part.updates),
-        "tracked": part.tracked,
-        "parameters": {n: value.detach() for n, value in model.named_parameters() if value.requires_grad},
-    }
-    save_whole(folder / f"rounds-{part.start:06d}-{part.end:06d}.pt", content)
+def save(folder: Path, key: str, rounds: Sequence[Round], start: int, model: nn.Module) -> None:
+    """Write consecutive rounds, with the model's trained parameters after them, whole or not at all."""
+    end = start + len(rounds)
+    parameters = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    content = {"key": key, "start": start, "end": end, "parameters": parameters}
+    content["rounds"] = [dict(vars(one)) for one in rounds]
+    save_whole(folder / f"rounds-{start:06d}-{end:06d}.pt", content)
 
 
-def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
-    """Read the parts of a run that lie in a folder, and set the model to where they end.
+def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Round]:
+    """Read the rounds of a run that lie in a folder, and set the model to where they end.
 
     Parameters
     ----------
@@ -150,28 +119,26 @@ def load(folder: Path, key: str, model: nn.Module, rounds: int) -> list[Part]:
     model
         Its trained parameters are set in place.
     rounds
-        Rounds of the run; parts after them are not read.
+        Rounds of the run; those after them are not read.
 
     Raises
     ------
     ValueError
         If the folder holds another run, or a file is damaged.
     """
-    parts: list[Part] = []
+    done: list[Round] = []
     parameters = dict(model.named_parameters())
     for stray in folder.glob(".whole-*"):  # what a killed run was writing
         stray.unlink(missing_ok=True)
     for path in sorted(folder.glob("rounds-[0-9]*-[0-9]*.pt"), key=_longest_first):
         content = read_whole(path, key)
-        values = content.pop("parameters")
-        part = Part(**content)
-        if part.start != (parts[-1].end if parts else 0) or part.end > rounds:
-            continue  # of a run with other rounds, or another interval
+        if content["start"] != len(done) or content["end"] > rounds:
+            continue  # of a run with fewer or more rounds
         with torch.no_grad():
-            for name, value in values.items():
+            for name, value in content["parameters"].items():
                 parameters[name].copy_(value)
-        parts.append(part)
-    return parts
+        done += [Round(**one) for one in content["rounds"]]
+    return done
 
 
 def _longest_first(path: Path) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Federated averaging over many rounds, with every client's update observed."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ class Observations:
         return torch.cat([value.flatten(1) for value in found], dim=1).cpu()
 
     def _of(self, layer: str | None) -> list[str]:
-        names = [name for name in self.tensors if layer is None or name == layer or _inside(name, layer)]
+        names = list(self.tensors) if layer is None else _within(layer, self.tensors)
         if not names:
             what = "nothing" if layer is None else f"no layer {layer!r}"
             raise ValueError(f"{what} was observed here: there are {', '.join(self.tensors) or 'no tensors'}")
@@ -245,7 +245,7 @@ def simulate(
     kept = _kept(trained, observe)
     options: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size, "epochs": epochs}
     kind = choose_engine(trained, engine, clients=len(cohort(0, len(clients), fraction=fraction, seed=seed)))
-    parts: list[saved.Part] = []
+    done: list[saved.Round] = []
     if checkpoint is not None:
         settings = options | {
             "format": 2,
@@ -259,14 +259,14 @@ def simulate(
             "tracked": track is not None,
         }
         key = saved.fingerprint(whole, clients, settings)
-        parts = saved.load(Path(checkpoint), key, trained, rounds)
+        done = saved.load(Path(checkpoint), key, trained, rounds)
     if start is not None:
         clients = cached(start, clients)
-    done = parts[-1].end if parts else 0
-    current = saved.Part(done, done, (), (), {}, () if parts else _followed(track, whole))
-    for number in range(done, rounds):
+    on_disk = len(done)
+    before = () if done else _followed(track, whole)
+    for number in range(len(done), rounds):
         chosen = cohort(number, len(clients), fraction=fraction, seed=seed)
-        seeds = [_seed(seed, number, client) for client in chosen.tolist()]
+        seeds = [_seed(seed, number, one) for one in chosen.tolist()]
         samples = clients.counts[chosen]
         steps = epochs * -(-samples // batch_size)
         if client is None:
@@ -279,27 +279,21 @@ def simulate(
             updates = _stacked(sent, trained, learning_rate)
             steps = torch.tensor([update.local_steps for update in sent])
         if defense is not None:
-            each = [
-                Update(
-                    {name: value[row] for name, value in updates.items()},
-                    "delta",
-                    count,
-                    taken,
-                    learning_rate,
-                )
-                for row, (count, taken) in enumerate(zip(samples.tolist(), steps.tolist(), strict=True))
+            told = zip(samples.tolist(), steps.tolist(), strict=True)
+            plain = [
+                Update({name: value[row] for name, value in updates.items()}, "delta", *one, learning_rate)
+                for row, one in enumerate(told)
             ]
-            updates = _defended([defense(update, s) for update, s in zip(each, seeds, strict=True)], updates)
+            updates = _defended(list(map(defense, plain, seeds)), updates)
         _average(trained, updates, samples)
         seen = {name: updates[name].cpu() for name in kept}
-        current = current.then(chosen, steps, seen, _followed(track, whole))
-        if checkpoint is not None and (current.end - current.start == _EVERY or number == rounds - 1):
-            saved.save(Path(checkpoint), key, current, trained)
-            parts.append(current)
-            current = saved.Part(current.end, current.end, (), (), {}, ())
-    everything = saved.Part.joined([*parts, current])
-    observed = _observations(everything, clients, kept, learning_rate)
-    return Simulation(whole, observed, everything.tracked)
+        done.append(saved.Round(chosen, steps, seen, before + _followed(track, whole)))
+        before = ()
+        if checkpoint is not None and (len(done) == on_disk + _EVERY or len(done) == rounds):
+            saved.save(Path(checkpoint), key, done[on_disk:], on_disk, trained)
+            on_disk = len(done)
+    tracked = tuple(value for one in done for value in one.tracked)
+    return Simulation(whole, _observations(done, clients, kept, learning_rate), tracked)
 
 
 def _seed(seed: int, number: int, client: int) -> int:
@@ -311,8 +305,9 @@ def _followed(track: Callable[[nn.Module], float] | None, model: nn.Module) -> t
     return () if track is None else (float(track(copy.deepcopy(model))),)
 
 
-def _inside(parameter: str, layer: str) -> bool:
-    return parameter.startswith(f"{layer}.")
+def _within(layer: str, names: Iterable[str]) -> list[str]:
+    """Names of the parameters of a layer, or of the one parameter of that name."""
+    return [name for name in names if name == layer or name.startswith(f"{layer}.")]
 
 
 def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
@@ -320,12 +315,13 @@ def _kept(model: nn.Module, observe: Sequence[str] | None) -> list[str]:
     if observe is None:
         return trained
     observe = (observe,) if isinstance(observe, str) else observe
-    for layer in observe:
-        if not any(name == layer or _inside(name, layer) for name in trained):
+    wanted = {layer: _within(layer, trained) for layer in observe}
+    for layer, names in wanted.items():
+        if not names:
             raise ValueError(
                 f"observe={layer!r}: no trained layer of that name; there are {', '.join(trained)}"
             )
-    return [name for name in trained if any(name == layer or _inside(name, layer) for layer in observe)]
+    return [name for name in trained if any(name in names for names in wanted.values())]
 
 
 def _stacked(sent: Sequence[Update], model: nn.Module, learning_rate: float) -> dict[str, Tensor]:
@@ -365,19 +361,16 @@ def _average(model: nn.Module, updates: Mapping[str, Tensor], samples: Tensor) -
 
 
 def _observations(
-    part: saved.Part, clients: ClientData, kept: list[str], learning_rate: float
+    done: Sequence[saved.Round], clients: ClientData, kept: list[str], learning_rate: float
 ) -> Observations:
-    who = torch.cat(part.cohorts)
-    sizes = torch.tensor([len(chosen) for chosen in part.cohorts])
-    rounds = torch.arange(len(sizes)).repeat_interleave(sizes)
-    tensors = {name: torch.cat(part.updates[name]) for name in kept}
+    who = torch.cat([one.clients for one in done])
     return Observations(
-        tensors,
+        {name: torch.cat([one.updates[name] for one in done]) for name in kept},
         who,
         clients.users[who],
         clients.devices[who],
-        rounds,
+        torch.arange(len(done)).repeat_interleave(torch.tensor([len(one.clients) for one in done])),
         clients.counts[who],
-        torch.cat(part.local_steps),
+        torch.cat([one.local_steps for one in done]),
         learning_rate,
     )

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from gradleak_lib import data
 
+DIGITS = data.load("digits", sample=300)
+
 
 @given(st.integers(1, 300), st.integers(2, 120), st.integers(0, 2**31))
 def test_unbalanced_batches_are_half_of_one_class_and_a_quarter_of_another(samples, classes, seed):
@@ -31,11 +33,10 @@ def test_balanced_batches_are_uniform_and_seeded():
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=50), st.integers(0, 2**31))
 def test_one_image_for_each_label_and_another_each_time(wanted, seed):
-    digits = data.load("digits", sample=300)
     labels = torch.tensor(wanted)
-    batch = data.draw_images(digits, labels, generator=torch.Generator().manual_seed(seed))
+    batch = data.draw_images(DIGITS, labels, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(batch.labels, labels)
-    there = digits.labels.bincount(minlength=10)
+    there = DIGITS.labels.bincount(minlength=10)
     if (labels.bincount(minlength=10) <= there).all():
         assert (
             len(batch.images.flatten(1).unique(dim=0)) >= len(labels) - 1

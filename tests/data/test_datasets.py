@@ -265,14 +265,15 @@ def test_download(mnist_server, tmp_path):
     root = tmp_path / "root"
     with pytest.raises(MissingData):
         load("mnist", root=root)
-    assert len(load("mnist", root=root, download=True)) == 20
+    assert fetch("mnist", root=root) == root
+    assert len(load("mnist", root=root)) == 20
     assert [path.name for path in root.iterdir()] == ["MNIST"]
     assert len(list((root / "MNIST" / "raw").iterdir())) == 4
     # What is there is not downloaded again, and needs no server.
     for archive in mnist_server.iterdir():
         archive.unlink()
-    assert fetch("mnist", root=root) == root
-    assert len(load("mnist", root=root, split="train", download=True)) == 20
+    fetch("mnist", root=root)
+    assert len(load("mnist", root=root, split="train")) == 20
 
 
 @pytest.mark.parametrize("damage", ["truncated", "absent"])
@@ -284,7 +285,7 @@ def test_failed_download_leaves_nothing(damage, mnist_server, tmp_path):
         archive.unlink()
     root = tmp_path / "root"
     with pytest.raises(MissingData, match=r"mnist: the download to .* failed") as caught:
-        load("mnist", root=root, download=True)
+        fetch("mnist", root=root)
     one_line(caught)
     assert not list(root.iterdir())
 

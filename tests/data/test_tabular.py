@@ -4,7 +4,7 @@ import torch
 from data_files import serve
 from sklearn.datasets import load_breast_cancer
 
-from gradleak_lib.data import CorruptData, MissingData, TabularDataset, load_tabular, tabular
+from gradleak_lib.data import CorruptData, MissingData, TabularDataset, fetch, load_tabular, tabular
 
 COLUMNS = ["age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation"]
 
@@ -85,7 +85,7 @@ def test_failed_download_leaves_nothing(tmp_path, monkeypatch):
     with serve(server) as address:
         monkeypatch.setattr(tabular, "_ADULT_URL", address)
         with pytest.raises(MissingData, match=r"adult: the download to .* failed") as caught:
-            load_tabular("adult", root=tmp_path / "root", download=True)
+            fetch("adult", root=tmp_path / "root")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "root").iterdir())
 
