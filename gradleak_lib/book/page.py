@@ -50,7 +50,9 @@ class Page:
         self._started = time.perf_counter()
         there = declared(find_chapter(chapter, project_root()))
         given = {name: values[name] for name in there}
-        if isinstance(given.get("device"), torch.device):  # the cell runs a second time, after `device = page.device`
+        if isinstance(
+            given.get("device"), torch.device
+        ):  # the cell runs a second time, after `device = page.device`
             given["device"] = given["device"].type
         self.parameters = checked(chapter, given, there)
         self._changed = {n: v for n, v in self.parameters.items() if v != there[n].default}

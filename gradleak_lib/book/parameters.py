@@ -6,7 +6,7 @@ A line of that cell says all of it::
 
 The type is Python's, the default a literal, and the limits stand in parentheses at the end of the comment: ``1 or
 more``, ``0 to 1``, ``above 0``, ``one of cpu, cuda``; for a list they hold for each of its numbers or words, and
-``at least 2 of them`` (1 unless said) or ``may be empty`` for how many there are.
+``at least 2 of them`` (1 unless said), ``may be empty`` and, for lists of lists, ``3 in each`` for how many there are.
 """
 
 import ast
@@ -66,6 +66,9 @@ class Parameter:
         wanted = 0 if "may be empty" in self.limits else int(least[1]) if least else 1
         if many and len(found) < wanted:
             raise UsageError(f"parameter {self.name!r} is {value!r}; it must hold {wanted} or more")
+        each = re.search(r"(\d+) in each", self.limits)
+        if each and any(len(part) != int(each[1]) for part in found):
+            raise UsageError(f"parameter {self.name!r} is {value!r}; it must hold lists of {each[1]}")
         for rule in self.limits.split(";"):
             allowed = _rule(rule.strip())
             if allowed and not all(allowed(entry) for entry in entries):

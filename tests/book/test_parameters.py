@@ -15,7 +15,7 @@ bins: int = 4  # bins of the imprint (2 or more)
 rate: float = 0.1  # of the clients (above 0)
 share: float = 0.5  # of all (0 to 1)
 # Images, local batch size and epochs.
-local: list[list[int]] = [[4, 2, 1]]  # of each setting (1 or more; at least 2 of them)
+local: list[list[int]] = [[4, 2, 1]]  # of each setting (1 or more; 3 in each; at least 2 of them)
 extra: list[str] = []  # other networks (one of ResNet-20, ResNet-18; may be empty)
 device: str = "auto"  # (one of auto, cpu, cuda)
 real: bool = True  # whether (in doubt, yes)
@@ -54,6 +54,7 @@ def test_a_cell_says_names_types_defaults_and_limits():
         ({"local": 3}, "must be of type list"),
         ({"local": [[1, 2, 3]]}, "it must hold 2 or more"),
         ({"local": [[1, 2, 3], [0, 1, 1]]}, "it must hold 1 or more"),
+        ({"local": [[1, 2, 3], [1, 1]]}, "it must hold lists of 3"),
         ({"local": [1, 2]}, r"must be of type list\[list\[int\]\]"),
         ({"extra": ["VGG"]}, "it must hold one of ResNet-20, ResNet-18"),
         ({"device": "tpu"}, "it must be one of auto, cpu, cuda"),
