@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.attacks.access import sent_layer
 from gradleak_lib.federated.update import Update, rounding_error
 
 # The derivative of an activation, given its output.
@@ -45,11 +46,23 @@ def linear_input(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     References
     ----------
     Phong et al. 2017; Geiping et al. 2020, Prop. 3.1; Fowl et al. 2022, Sec. 3.2, Eq. 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gradleak_lib import models
+    >>> from gradleak_lib.federated import fedsgd
+    >>> model = models.build("linear", (4,), classes=3)
+    >>> layer = fedsgd(model, torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.tensor([2])).layer("1")
+    >>> inputs, rows = linear_input(layer["weight"], layer["bias"])
+    >>> inputs[0], rows
+    (tensor([0.1000, 0.2000, 0.3000, 0.4000]), tensor([0, 1, 2]))
     """
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise ValueError(
             f"expected weight [K, M] and bias [K], got shapes {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
+    bias = bias.to(weight.device)
     rows = (bias.abs() > rounding_error(bias)).nonzero().squeeze(1)
     return weight[rows] / bias[rows, None], rows
 
@@ -71,7 +84,7 @@ def stack_input(update: Update, model: nn.Sequential) -> Tensor:
     Returns
     -------
     Tensor
-        ``[M]``, exact but for rounding.
+        ``[M]``, exact but for rounding, on the model's device.
 
     Raises
     ------
@@ -101,7 +114,7 @@ def stack_input(update: Update, model: nn.Sequential) -> Tensor:
     weights = {id(layer.weight) for layer in linear}
     if len(weights) < len(linear) or not all(layer.weight.requires_grad for layer in linear):
         raise ValueError("a layer is frozen or stands at two places: its gradient is not that of one input")
-    signal, found = update.layer(layers[-1][0])["bias"], torch.empty(0)
+    signal, found = sent_layer(update, model, layers[-1][0])["bias"], torch.empty(0)
     for name, layer in reversed(layers):
         if isinstance(layer, nn.Linear):
             squared = signal.square().sum()
@@ -109,7 +122,7 @@ def stack_input(update: Update, model: nn.Sequential) -> Tensor:
                 raise ValueError(
                     f"no signal reaches layer {name!r}: the sample has left no trace in its gradient"
                 )
-            found = signal @ update.layer(name)["weight"] / squared
+            found = signal @ sent_layer(update, model, name)["weight"] / squared
             signal = signal @ layer.weight.detach().to(signal)
         elif type(layer) in _DERIVATIVES:
             signal = signal * _DERIVATIVES[type(layer)](found)

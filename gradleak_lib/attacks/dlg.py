@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradleak_lib.attacks.inversion import Inversion, check_labels, normalisation
+from gradleak_lib.attacks.access import trained_parameters, undisturbed
+from gradleak_lib.attacks.inversion import Inversion, check_classes, check_labels, normalisation
 from gradleak_lib.federated.functional import as_function
 from gradleak_lib.federated.update import Update
 
@@ -63,54 +64,53 @@ def dlg(
         raise ValueError(
             f"dlg needs a gradient and 1 or more iterations, got a {update.kind} and {iterations} iterations"
         )
-    update.check(model)
-    if not update.flat().any():  # refuses NaN and infinity
-        raise ValueError("the update is zero, and so is what it says of its images")
     trained = {
-        name: value.detach().requires_grad_()
-        for name, value in model.named_parameters()
-        if value.requires_grad
+        name: value.detach().requires_grad_() for name, value in trained_parameters(update, model).items()
     }
     fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
     fixed |= {name: value.detach().clone() for name, value in model.named_buffers()}
-    if not trained:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
     sent = [update.tensors[name].detach().to(value) for name, value in trained.items()]
     outputs_of = as_function(model)
     example = sent[0]
     centre, spread = normalisation(mean, std, shape, example)
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(update.samples, *shape, generator=generator).to(example).requires_grad_()
-    with torch.no_grad():
-        classes = outputs_of(trained | fixed, images).shape[1]
+    # L-BFGS asks for a number a hundred times a step: it works on the CPU, wherever the model is.
+    images = torch.randn(update.samples, *shape, generator=generator).to(example.dtype).requires_grad_()
+    with torch.no_grad(), undisturbed(model, seed):
+        classes = outputs_of(trained | fixed, images.to(example)).shape[1]
     if labels is None:
-        scores = torch.randn(update.samples, classes, generator=generator).to(example).requires_grad_()
+        scores = torch.randn(update.samples, classes, generator=generator).to(example.dtype).requires_grad_()
         dummies = [images, scores]
     else:
         check_labels(labels, update.samples)
-        if labels.max() >= classes:
-            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.max())}")
-        hot = nn.functional.one_hot(labels.to(example.device), classes)
-        scores = hot.to(example).log()  # its softmax is one-hot again
+        check_classes(labels, classes)
+        hot = nn.functional.one_hot(labels.cpu(), classes)
+        scores = hot.to(example.dtype).log()  # its softmax is one-hot again
         dummies = [images]
     optimizer = torch.optim.LBFGS(dummies, lr=1)
     best, lowest, trace = (images.detach().clone(), scores.detach().clone()), math.inf, []
 
     def closure() -> Tensor:
         nonlocal best, lowest
-        loss = nn.functional.cross_entropy(outputs_of(trained | fixed, images), scores.softmax(1))
+        outputs = outputs_of(trained | fixed, images.to(example))
+        loss = nn.functional.cross_entropy(outputs, scores.to(example).softmax(1))
         found = torch.autograd.grad(loss, list(trained.values()), create_graph=True, materialize_grads=True)
         distance = torch.stack([(g - s).square().sum() for g, s in zip(found, sent, strict=True)]).sum()
         for dummy, change in zip(dummies, torch.autograd.grad(distance, dummies), strict=True):
             dummy.grad = change
-        trace.append(distance.detach())
+        trace.append(distance.detach().cpu())
         if float(trace[-1]) < lowest:  # without a line search, L-BFGS may end far from its best
             best, lowest = (images.detach().clone(), scores.detach().clone()), float(trace[-1])
-        return distance
+        return trace[-1]
 
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no second derivative
+    with (
+        torch.enable_grad(),
+        undisturbed(model, seed),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # flash attention has no second derivative
         for _ in range(iterations):
             optimizer.step(closure)
     if lowest == math.inf:
         raise ValueError("the distance between the updates was never a number: check the model's weights")
-    return Inversion(best[0] * spread + centre, best[1].argmax(1), lowest, torch.stack(trace)[:, None])
+    found, scores, objectives = (value.to(example.device) for value in (*best, torch.stack(trace)[:, None]))
+    return Inversion(found * spread + centre, scores.argmax(1), lowest, objectives)

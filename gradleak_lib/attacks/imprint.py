@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.attacks.access import sent_layer
 from gradleak_lib.attacks.analytic import linear_input
 from gradleak_lib.federated.update import Update, rounding_error
+from gradleak_lib.show import summary
 
 Variant = Literal["cumulative", "sparse"]
 Connection = Literal["addition", "linear"]
@@ -64,8 +66,7 @@ class Imprint(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        if bins < 2:
-            raise ValueError(f"bins must be at least 2, got {bins}")
+        _check_bins(bins)
         if variant not in ("cumulative", "sparse"):
             raise ValueError(f"variant must be 'cumulative' or 'sparse', got {variant!r}")
         if connection not in ("addition", "linear"):
@@ -97,7 +98,7 @@ def arm(imprint: Imprint, measurement: Tensor, edges: Tensor) -> Imprint:
     Parameters
     ----------
     imprint
-        The module, changed in place.
+        The module, changed in place; the other two may lie on any device.
     measurement
         ``[M]``, the weights of the linear measurement ``h(x) = <measurement, x>``, M the size of one input.
     edges
@@ -125,13 +126,14 @@ def arm(imprint: Imprint, measurement: Tensor, edges: Tensor) -> Imprint:
         )
     if edges.shape != (imprint.bins + 1,):
         raise ValueError(f"edges must have shape {(imprint.bins + 1,)}, got {tuple(edges.shape)}")
-    lower, width = edges[:-1].double(), edges.double().diff()
+    measurement, edges = (values.to(weight.device, torch.float64) for values in (measurement, edges))
+    lower, width = edges[:-1], edges.diff()
     if not (width > 0).all():
         raise ValueError(
             "edges must ascend strictly: take fewer bins, more public data, or a measurement that varies more"
         )
     scale = imprint.gain / width if imprint.variant == "sparse" else torch.full_like(width, imprint.gain)
-    weight.copy_(scale[:, None] * measurement.double())
+    weight.copy_(scale[:, None] * measurement)
     bias.copy_(-scale * lower)
     if imprint.back is not None:
         # Equal outgoing weights: Eq. 4 needs every row to receive the same signal from the loss.
@@ -161,6 +163,11 @@ def from_public(
         As for `arm`; None: the mean brightness.
     variant, connection, gain
         As for `Imprint`.
+
+    Returns
+    -------
+    Imprint
+        On the CPU, like any new layer; `gradleak_lib.attacks.placement` brings it to the model's device.
 
     Raises
     ------
@@ -192,6 +199,7 @@ class Recovered:
 
     inputs: Tensor
     bins: Tensor
+    __repr__ = summary
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -210,8 +218,8 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     Returns
     -------
     Recovered
-        One candidate for each bin that was hit. Where noise makes more bins look hit than there are samples,
-        the candidates with the largest mean weight gradient are kept.
+        One candidate for each bin that was hit, on the model's device. Where noise makes more bins look hit than
+        there are samples, the candidates with the largest mean weight gradient are kept.
 
     Raises
     ------
@@ -222,12 +230,26 @@ def recover(update: Update, model: nn.Module) -> Recovered:
     References
     ----------
     Fowl et al. 2022, Eq. 4; Sec. 4.3 for the sparse variant; Sec. 4 for the candidates dropped.
+
+    Examples
+    --------
+    >>> from gradleak_lib import data, metrics, models
+    >>> from gradleak_lib.attacks import placement
+    >>> from gradleak_lib.federated import fedsgd
+    >>> digits = data.load("digits", sample=600)
+    >>> public, private = digits.subset(range(500)), digits.subset(range(500, 510))
+    >>> layer = from_public(public.images, bins=64)
+    >>> model = placement.before_input(models.build("mlp", (1, 8, 8), classes=10), layer)
+    >>> recovered = recover(fedsgd(model, private.images, private.labels), model)
+    >>> recovered
+    Recovered(inputs=float32[10, 1, 8, 8], bins=int64[10])
+    >>> int(metrics.score(recovered.inputs, private.images).exact.sum())
+    10
     """
     name, imprint = find(model)
     update.check(model)
-    layer = update.layer(f"{name}.linear" if name else "linear")
-    rows = ascending(imprint).to(layer["bias"].device)
-    weight, bias = layer["weight"], layer["bias"]
+    layer = sent_layer(update, model, f"{name}.linear" if name else "linear")
+    rows, weight, bias = ascending(imprint), layer["weight"], layer["bias"]
     in_order = len(rows) == len(bias) and bool((rows[1:] > rows[:-1]).all())
     if not in_order:
         weight, bias = weight[rows], bias[rows]
@@ -269,7 +291,7 @@ def alone_in_bin(imprint: Imprint, inputs: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        bool ``[N]``.
+        bool ``[N]``, on the device of the inputs, as all evaluations of given originals.
     """
     activation = imprint.linear(inputs.flatten(1).to(imprint.linear.weight))[:, ascending(imprint)]
     inside = activation >= 0  # at the ends of the clamp, too, torch lets the gradient through
@@ -277,7 +299,7 @@ def alone_in_bin(imprint: Imprint, inputs: Tensor) -> Tensor:
         inside &= activation <= imprint.gain
     else:
         inside[:, :-1] &= ~inside[:, 1:]
-    return (inside & (inside.sum(0) == 1)).any(1)
+    return (inside & (inside.sum(0) == 1)).any(1).to(inputs.device)
 
 
 def ascending(imprint: Imprint) -> Tensor:
@@ -313,17 +335,9 @@ def random_projection(shape: Sequence[int], *, seed: int = 0) -> Tensor:
     return weights / weights.norm()
 
 
-def single_feature(shape: Sequence[int], index: int) -> Tensor:
-    """Weights ``[M]`` that read one entry of the flattened input."""
-    size = math.prod(shape)
-    if not 0 <= index < size:
-        raise ValueError(f"index must be in [0, {size}), got {index}")
-    return nn.functional.one_hot(torch.tensor(index), size).float()
-
-
 def measure(inputs: Tensor, measurement: Tensor) -> Tensor:
-    """``h(x)`` of each input: ``[N, ...]`` and ``[M]`` give ``[N]``, in the dtype of the measurement."""
-    return inputs.flatten(1).to(measurement) @ measurement
+    """``h(x)`` of each input: ``[N, ...]`` and ``[M]`` give ``[N]``, where the inputs lie, in the dtype of h."""
+    return inputs.flatten(1).to(measurement.dtype) @ measurement.to(inputs.device)
 
 
 # --- bins: edges of equal mass ---

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradleak_lib.attacks import labels as label_attacks
+from gradleak_lib.attacks.access import trained_parameters, undisturbed
 from gradleak_lib.attacks.matching import Matcher, Target, one_by_one, together, vectorized
 from gradleak_lib.attacks.search import PAPER, Checkpoint, Search, State, run
 from gradleak_lib.federated.checkpoint import described, digest, read_whole
 from gradleak_lib.federated.functional import as_function
 from gradleak_lib.federated.update import Update
 from gradleak_lib.models import last_layer
+from gradleak_lib.show import summary
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """What a search came to.
+    """What a search came to, on the model's device.
 
     Parameters
     ----------
@@ -44,6 +46,7 @@ class Inversion:
     objective: float
     trace: Tensor
     snapshots: Tensor | None = None
+    __repr__ = summary
 
 
 def invert(
@@ -58,7 +61,6 @@ def invert(
     batch_size: int | None = None,
     compiled: bool = False,
     snapshots: Sequence[int] = (),
-    progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> Inversion:
     """Reconstruct the images behind one update; see `invert_all` for the parameters.
@@ -69,6 +71,16 @@ def invert(
         int64 ``[n]``; None: read from the update.
     search
         How to search: ``Search(iterations=200)`` for a shorter one.
+
+    Examples
+    --------
+    >>> from gradleak_lib import data, metrics, models
+    >>> from gradleak_lib.federated import fedsgd
+    >>> digit, model = data.load("digits", sample=1), models.build("mlp", (1, 8, 8), classes=10)
+    >>> update = fedsgd(model, digit.images, digit.labels)
+    >>> found = invert(update, model, (1, 8, 8), search=Search(iterations=50))
+    >>> found.images.shape, found.labels.equal(digit.labels), float(metrics.psnr(found.images, digit.images)) > 20
+    (torch.Size([1, 1, 8, 8]), True, True)
     """
     [found] = invert_all(
         [update],
@@ -81,7 +93,6 @@ def invert(
         batch_size=batch_size,
         compiled=compiled,
         snapshots=snapshots,
-        progress=progress,
         checkpoint=checkpoint,
     )
     return found
@@ -99,13 +110,13 @@ def invert_all(
     batch_size: int | None = None,
     compiled: bool = False,
     snapshots: Sequence[int] = (),
-    progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> list[Inversion]:
     """Reconstruct the images behind several updates of one model, all in one pass: inverting gradients.
 
     Ctrl-C ends the search, and what was best so far is returned. Layers that draw at random, such as dropout in
-    training mode, draw from a state of their own, by the seed; the client's draws are unknown to the server.
+    training mode, draw from a state of their own, by the seed; the client's draws are unknown to the server. On a GPU
+    convolutions run in full precision, whatever they do elsewhere (see `undisturbed`).
 
     Parameters
     ----------
@@ -131,8 +142,6 @@ def invert_all(
         Whether to compile with ``torch.compile``, which takes a minute or more, and is kept for the next time.
     snapshots
         Iterations whose images are kept, from 0 to that after the last step.
-    progress
-        Whether to show a progress bar.
     checkpoint
         A file, written every minute, from which an interrupted search goes on; None: no file.
 
@@ -162,20 +171,19 @@ def invert_all(
     generator = torch.Generator().manual_seed(search.seed)
     start = torch.randn(search.restarts, first.samples, *shape, generator=generator).to(example)
     state = State(start.repeat(len(updates), 1, 1, 1, 1).flatten(0, 1), target.lanes, search)
-    gpus = [example.device] if example.device.type == "cuda" else []
-    # Flash attention has no second derivative; dropout draws from the global state.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(gpus):
-        torch.manual_seed(search.seed)
-        matcher = _matcher(model, target, state.images, compiled)
+    box = ((0 - centre) / spread, (1 - centre) / spread)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no second derivative
+        with undisturbed(model, search.seed):
+            matcher = _matcher(model, target, state.images, compiled)
         file = None
         if checkpoint is not None:
-            key = _key(target, model, search, snapshots, (start, centre, spread))
-            file = Checkpoint(Path(checkpoint), key)
+            file = Checkpoint(
+                Path(checkpoint), _key(target, model, search, snapshots, (start, centre, spread))
+            )
             if file.path.exists():
                 state.restore(read_whole(file.path, file.key))
-        torch.manual_seed(search.seed)
-        box = ((0 - centre) / spread, (1 - centre) / spread)
-        run(state, matcher, search, box, frozenset(snapshots), progress, file)
+        with undisturbed(model, search.seed):
+            run(state, matcher, search, box, frozenset(snapshots), file)
     return _best(state, target, centre, spread)
 
 
@@ -249,13 +257,7 @@ def _target(
     steps: tuple[Tensor, ...] | None,
 ) -> Target:
     """What has to be matched, after checking all of it."""
-    for update in updates:
-        update.check(model)
-        if not update.flat().any():
-            raise ValueError("the update is zero, and so is what it says of its images")
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    if not trained:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
+    [trained, *_] = [trained_parameters(update, model) for update in updates]
     first = updates[0]
     if labels is None and steps is not None and len(steps[0]) < first.samples:
         raise ValueError(
@@ -284,12 +286,18 @@ def _target(
 
 
 def check_labels(labels: Tensor, samples: int) -> None:
-    """Raise ValueError unless these are int64 labels of so many samples."""
+    """Raise ValueError unless these are int64 labels of so many samples; see `check_classes`."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (samples,):
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"labels must be an int64 tensor [{samples}] for each update, got {got}")
     if (labels < 0).any():
         raise ValueError(f"labels must be 0 or more, got {labels.tolist()}")
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise ValueError unless all labels are of classes that the model has."""
+    if labels.max() >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.max())}")
 
 
 def normalisation(
@@ -303,14 +311,14 @@ def normalisation(
         Unless there are 1 or C of each, finite, and positive deviations.
     """
     centre, spread = (
-        torch.tensor(values).to(example).view(-1, *[1] * (len(shape) - 1)) for values in (mean, std)
+        torch.tensor(values).to(example.dtype).view(-1, *[1] * (len(shape) - 1)) for values in (mean, std)
     )
     finite = centre.isfinite().all() and spread.isfinite().all() and (spread > 0).all()
     if not finite or len(centre) not in (1, shape[0]) or len(spread) not in (1, shape[0]):
         raise ValueError(
             f"mean and std need 1 or {shape[0]} finite numbers, std positive ones, got {mean} and {std}"
         )
-    return centre, spread
+    return centre.to(example.device), spread.to(example.device)
 
 
 def read_labels(update: Update, model: nn.Module) -> Tensor:
@@ -351,8 +359,7 @@ def _matcher(model: nn.Module, target: Target, images: Tensor, compiled: bool) -
         with torch.no_grad():
             buffers = {name: value.clone() for name, value in model.named_buffers()}  # norms write to them
             classes = as_function(model)(buffers, images[:samples]).shape[1]
-        if target.labels.max() >= classes:
-            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(target.labels.max())}")
+        check_classes(target.labels, classes)
         distance, change = one_by_one(model, alone)(images[:samples])
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):

@@ -1,7 +1,8 @@
 """How often each label occurs in a client's batch, read from the gradient of the last layer.
 
 Every attack returns counts, int64 ``[K]``, which sum to the number of samples behind the update; the order of the
-samples is lost in the gradient, and does not matter. The model is the one that the server sent out.
+samples is lost in the gradient, and does not matter. The model is the one that the server sent out; results lie on
+its device, wherever the update and the images are.
 """
 
 import heapq
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.attacks.access import sent_layer, undisturbed
 from gradleak_lib.federated.functional import as_function, cast_like
-from gradleak_lib.federated.update import Update, check_finite
+from gradleak_lib.federated.update import Update
 from gradleak_lib.models import last_layer
+from gradleak_lib.show import summary
 
 Dummies = Literal["zeros", "ones", "random"]
 
@@ -75,7 +78,7 @@ def idlg(update: Update, model: nn.Module) -> Tensor:
     lengths = weight.norm(dim=1)
     signs = weight.sum(1) if bias is None else bias
     label = signs.masked_fill(lengths < 0.9 * lengths.max(), torch.inf).argmin()
-    return _on(update, np.bincount([int(label)], minlength=len(weight)))
+    return _counts(np.bincount([int(label)], minlength=len(weight)), weight)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Probe:
     impact: float
     offset: Tensor
     probabilities: Tensor
+    __repr__ = summary
 
 
 def dummies(kind: Dummies, shape: tuple[int, ...], count: int = 1, *, seed: int = 0) -> Tensor:
@@ -176,16 +180,20 @@ def probe(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Pro
         if labels.shape != (len(images),) or labels.is_floating_point():
             raise ValueError(f"labels must be whole numbers [{len(images)}], got shape {tuple(labels.shape)}")
         labels = labels.to(sums.device, torch.int64)
-        present = labels.unique()
+        present, each = labels.unique(return_counts=True)
         if int(present[0]) < 0 or int(present[-1]) >= classes or len(present) < min(2, classes):
             raise ValueError(
                 f"labels must hold two or more of 0 to {classes - 1}, got {present.tolist()[:8]}"
             )
-        rows = torch.stack([absent[labels == label].mean(0) for label in present])
-        own = torch.stack([rows[i, c] - sums[labels == c].mean() for i, c in enumerate(present)]).mean()
+        order, sizes = labels.argsort(stable=True), each.tolist()
+        rows, features, mean = (
+            torch.stack([part.mean(0) for part in values[order].split(sizes)])
+            for values in (absent, sums, probabilities)
+        )
+        own = (rows.gather(1, present[:, None]).squeeze(1) - features).mean()
         foreign = present[:, None] != torch.arange(classes, device=present.device)
         offset = (rows * foreign).sum(0) / foreign.sum(0).clamp(min=1)
-        mean = torch.stack([probabilities[labels == label].mean(0) for label in present]).mean(0)
+        mean = mean.mean(0)
     return Probe(float(own) * (1 + 1 / classes), offset, mean)
 
 
@@ -213,8 +221,19 @@ def llg(update: Update, model: nn.Module, probe: Probe | None = None) -> Tensor:
     ----------
     Wainakh et al. 2022 and their code. Where noise makes more classes negative than there are samples, the most
     negative ones are taken.
+
+    Examples
+    --------
+    >>> from gradleak_lib import data, models
+    >>> from gradleak_lib.federated import fedsgd
+    >>> digits, model = data.load("digits", sample=6), models.build("mlp", (1, 8, 8), classes=10)
+    >>> llg(fedsgd(model, digits.images, digits.labels), model)
+    tensor([0, 0, 0, 0, 0, 2, 1, 1, 0, 2])
+    >>> digits.labels.bincount(minlength=10)
+    tensor([0, 0, 0, 0, 0, 2, 1, 1, 0, 2])
     """
-    gradients = class_gradients(update, model).cpu().numpy()
+    of_classes = class_gradients(update, model)
+    gradients = of_classes.cpu().numpy()
     classes, samples = len(gradients), update.samples
     if probe is None:
         impact = gradients[gradients < 0].sum() * (1 + 1 / classes) / samples
@@ -230,7 +249,7 @@ def llg(update: Update, model: nn.Module, probe: Probe | None = None) -> Tensor:
         value, label = heap[0]
         counts[label] += 1
         heapq.heapreplace(heap, (value - impact, label))
-    return _on(update, counts)
+    return _counts(counts, of_classes)
 
 
 def probe_from_gradient(update: Update, model: nn.Module) -> Probe:
@@ -283,7 +302,7 @@ def bias_counts(update: Update, model: nn.Module, probe: Probe) -> Tensor:
     """
     bias = _bias(_last_gradient(update, model)[1], "bias_counts")
     mean = _fitting(probe.probabilities, len(bias))
-    return _on(update, _whole(update.samples * (mean - bias.cpu().numpy()), update.samples))
+    return _counts(_whole(update.samples * (mean - bias.cpu().numpy()), update.samples), bias)
 
 
 def ilrg(update: Update, model: nn.Module) -> Tensor:
@@ -293,7 +312,8 @@ def ilrg(update: Update, model: nn.Module) -> Tensor:
     layer turns them into its probabilities. The counts then solve a linear system in the least-squares sense.
 
     A class that occurs about as often as the model expects has a bias gradient near zero, and the quotient is noise.
-    Within a tenth of a sample, such a class is taken for an average one.
+    Within a tenth of a sample, such a class is taken for an average one. As average classes have the same equation
+    but for the right side, only the others are solved for: with thousands of classes those that are in the batch.
 
     Parameters
     ----------
@@ -313,39 +333,46 @@ def ilrg(update: Update, model: nn.Module) -> Tensor:
     weight, bias = _last_gradient(update, model)
     bias = _bias(bias, "ilrg")
     layer = cast(nn.Linear, model.get_submodule(last_layer(model)))
-    count, samples = len(weight), update.samples
+    samples = update.samples
     read = bias.abs() * samples > 0.1
-    features = weight / torch.where(read, bias, 1)[:, None]
-    average = features[read].mean(0) if read.any() else torch.zeros_like(weight[0])
-    features = torch.where(read[:, None], features, average)
+    features = weight[read] / bias[read, None]
+    average = features.mean(0, keepdim=True) if len(features) else torch.zeros_like(weight[:1])
+    features = torch.cat([features, average])
     scores = nn.functional.linear(features, layer.weight.detach().to(weight), layer.bias.detach().to(weight))
     # Where features times weights overflow, the row says nothing.
-    probabilities = scores.softmax(1).nan_to_num(nan=1 / count).cpu().numpy()
-    system = np.vstack([probabilities.T - np.eye(count), np.ones((1, count))])
-    right = np.append(samples * bias.cpu().numpy(), samples)
-    return _on(update, _whole(np.linalg.lstsq(system, right, rcond=None)[0], samples))
+    probabilities = scores.softmax(1).nan_to_num(nan=1 / len(weight))
+    row_of = torch.where(read, read.cumsum(0) - 1, len(features) - 1)
+    rows, places, right = (values.cpu().numpy() for values in (probabilities, row_of, samples * bias))
+    return _counts(_whole(_solve(rows, places, right, samples), samples), weight)
+
+
+def _solve(rows: np.ndarray, row_of: np.ndarray, right: np.ndarray, samples: int) -> np.ndarray:
+    """Counts x ``[K]`` of least squares, and then of least norm, for ``P.T @ x - x = right``, ``x.sum() = samples``.
+
+    P ``[K, K]`` is ``rows[row_of]``: few rows, of which one stands for many classes.
+    """
+    from scipy.sparse.linalg import LinearOperator, lsqr
+
+    def times(x: np.ndarray) -> np.ndarray:
+        return np.append(np.bincount(row_of, x, len(rows)) @ rows - x, x.sum())
+
+    def transposed(y: np.ndarray) -> np.ndarray:
+        return (rows @ y[:-1])[row_of] - y[:-1] + y[-1]
+
+    system = LinearOperator((len(right) + 1, len(right)), times, transposed, dtype=np.float64)
+    return lsqr(system, np.append(right, samples), atol=1e-12, btol=1e-12, conlim=0)[0]
 
 
 def _last_gradient(update: Update, model: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Gradient of the last layer's weights ``[K, D]`` and biases ``[K]`` if it has any, in double precision."""
-    name = last_layer(model)
-    layer = cast(nn.Linear, model.get_submodule(name))
-    sent = update.layer(name) if name else dict(update.tensors)
-    check_finite(sent)
-    for key, value in layer.named_parameters():
-        if key not in sent or sent[key].shape != value.shape:
-            given = tuple(sent[key].shape) if key in sent else "nothing"
-            whole = f"{name}.{key}".removeprefix(".")
-            raise ValueError(
-                f"the update is of another model: {whole} has shape {tuple(value.shape)}, and it brings {given}"
-            )
+    sent = sent_layer(update, model, last_layer(model))
     scale = 1.0
     if update.kind == "delta":
         if not update.learning_rate:
             raise ValueError("a change of parameters needs its learning_rate to be read as a gradient")
         scale = -1 / (update.learning_rate * update.local_steps)
-    bias = None if layer.bias is None else scale * sent["bias"].detach().double()
-    return scale * sent["weight"].detach().double(), bias
+    bias = scale * sent["bias"].double() if "bias" in sent else None
+    return scale * sent["weight"].double(), bias
 
 
 def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -356,8 +383,7 @@ def _features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     buffers = {name: value.clone() for name, value in model.named_buffers()}  # batch norm may write to them
     hook = layer.register_forward_hook(lambda _, inputs, outputs: seen.extend((inputs[0], outputs)))
     try:
-        with torch.random.fork_rng({example.device} if example.is_cuda else ()):
-            torch.manual_seed(0)  # for dropout, in a model that is in training mode
+        with undisturbed(model):
             outputs = [as_function(model)(buffers, cast_like(example, part)) for part in images.split(512)]
     finally:
         hook.remove()
@@ -402,6 +428,5 @@ def _whole(shares: np.ndarray, samples: int) -> np.ndarray:
     return counts
 
 
-def _on(update: Update, counts: np.ndarray) -> Tensor:
-    device = next(iter(update.tensors.values())).device
-    return torch.as_tensor(counts, dtype=torch.int64, device=device)
+def _counts(counts: np.ndarray, like: Tensor) -> Tensor:
+    return torch.as_tensor(counts, dtype=torch.int64, device=like.device)

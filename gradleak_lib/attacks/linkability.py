@@ -42,9 +42,7 @@ def features(observed: Observations, layer: str | None = None) -> Array:
     ----------
     Orekondy et al. 2018, Sec. 6 (flattened and L2-normalised parameters of the last layer).
     """
-    flat = observed.matrix(layer).float().numpy()
-    if not np.isfinite(flat).all():
-        raise ValueError("an update holds NaN or infinity: leave it out, or lower the clients' learning rate")
+    flat = _finite(observed.matrix(layer).float().cpu().numpy())
     # Not scikit-learn's normalize, which leaves what is shorter than a millionth as it is.
     lengths = np.sqrt(np.einsum("nd,nd->n", flat, flat, dtype=np.float64)).astype(np.float32)
     return (flat / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32, copy=False)
@@ -111,16 +109,23 @@ def identify(
     ----------
     Orekondy et al. 2018, Sec. 6.1 and 6.3. The weights of the network start as Keras starts them, which is what
     the paper used; its number of epochs is not given.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> known = np.repeat(np.eye(3), 10, axis=0) + 0.1 * rng.standard_normal((30, 3))
+    >>> identify("knn", known, np.repeat([0, 1, 2], 10), np.eye(3), classes=3)
+    array([[1., 0., 0.],
+           [0., 1., 0.],
+           [0., 0., 1.]])
     """
-    known, unknown = (np.ascontiguousarray(values, dtype=np.float32) for values in (known, unknown))
+    known, unknown = _finite(known), _finite(unknown)
     owners = np.asarray(users)
     if attack not in ATTACKS:
         raise ValueError(f"attack={attack!r}: it must be one of {', '.join(ATTACKS)}")
     shapes = known.shape, owners.shape, unknown.shape
     if not known.ndim == unknown.ndim == 2 or shapes[0][1] != shapes[2][1] or owners.shape != (len(known),):
         raise ValueError(f"known [N, D], users [N] and unknown [M, D] do not fit: {shapes}")
-    if not (np.isfinite(known).all() and np.isfinite(unknown).all()):
-        raise ValueError("the updates hold NaN or infinity")
     present, place = np.unique(owners, return_inverse=True)
     if len(present) < 2 or present[0] < 0 or present[-1] >= classes:
         raise ValueError(f"users must be two or more, numbered 0 to {classes - 1}; got {present.tolist()}")
@@ -210,21 +215,19 @@ def train_siamese(
     ----------
     Orekondy et al. 2018, Sec. 6.2 (Siamese) and App. A.
     """
-    known = np.ascontiguousarray(known, dtype=np.float32)
+    known = _finite(known)
     owners, senders = np.asarray(users), np.asarray(clients)
     if known.ndim != 2 or not owners.shape == senders.shape == (len(known),) or epochs < 1:
         raise ValueError(
             "known must be [N, D], users and clients [N] and epochs 1 or more, got "
             f"{known.shape}, {owners.shape}, {senders.shape}, {epochs}"
         )
-    if not np.isfinite(known).all():
-        raise ValueError("the updates hold NaN or infinity")
     if len(np.unique(owners)) < 2:
         raise ValueError("the Siamese network needs updates of two users or more")
     rng = np.random.default_rng(seed)
     inputs = torch.from_numpy(known)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = _Siamese(known.shape[1])
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-3)
     partners = [_partners(owners, senders, row) for row in range(len(owners))]
@@ -251,6 +254,13 @@ def train_siamese(
         return logits.sigmoid().double().numpy()
 
     return match
+
+
+def _finite(rows: ArrayLike) -> Array:
+    table = np.ascontiguousarray(rows, dtype=np.float32)
+    if not np.isfinite(table).all():
+        raise ValueError("an update holds NaN or infinity: leave it out, or lower the clients' learning rate")
+    return table
 
 
 def _check_pairs(first: Array, second: Array) -> None:
@@ -312,7 +322,7 @@ def _mlp(
     validation, training = order[:held], order[held:]
     steps = -(-len(training) // _BATCH)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, classes)
         ).apply(_start_like_keras)

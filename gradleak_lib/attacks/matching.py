@@ -152,6 +152,8 @@ def _client(
 ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     """The update of a client as a function of its images and labels: a gradient, or the change by local steps."""
     outputs_of = as_function(model)
+    # Rows on the CPU would be copied to the device at every step.
+    steps = None if target.steps is None else [rows.to(target.labels.device) for rows in target.steps]
     received = {name: value.detach() for name, value in model.named_parameters() if name in target.sent}
     fixed = {name: value.detach() for name, value in model.named_parameters() if name not in target.sent}
 
@@ -164,9 +166,9 @@ def _client(
 
     def update(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         values = {name: value.detach() for name, value in received.items()}
-        if target.steps is None:
+        if steps is None:
             return gradient(loss, values, (images, labels))
-        for rows in target.steps:
+        for rows in steps:
             change = gradient(loss, values, (images[rows], labels[rows]))
             values = {name: value - target.learning_rate * change[name] for name, value in values.items()}
         return {name: values[name] - received[name] for name in received}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.attacks.access import device_of, undisturbed
 from gradleak_lib.attacks.imprint import Imprint
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ _ORDER = ("conv1", "bn1", "maxpool", "layer1", "layer2", "layer3", "layer4", "av
 
 
 def before_input(model: nn.Module, imprint: Imprint) -> nn.Sequential:
-    """Return the imprint in front of a network; the network itself is not copied."""
-    return nn.Sequential(OrderedDict(imprint=imprint, model=model))
+    """Return the imprint in front of a network, on its device; neither is copied."""
+    return nn.Sequential(OrderedDict(imprint=imprint.to(device_of(model)), model=model))
 
 
 def before_layer(model: nn.Module, name: str, imprint: Imprint) -> nn.Module:
@@ -31,7 +32,7 @@ def before_layer(model: nn.Module, name: str, imprint: Imprint) -> nn.Module:
     name
         As in ``model.named_modules()``: ``"layer1"``, or one of `POSITIONS`' values.
     imprint
-        Its shape must be that of the submodule's input: see `layer_inputs`.
+        Its shape must be that of the submodule's input: see `layer_inputs`. It is brought to the model's device.
 
     Raises
     ------
@@ -44,7 +45,7 @@ def before_layer(model: nn.Module, name: str, imprint: Imprint) -> nn.Module:
         target = parent.get_submodule(child)
     except AttributeError as error:
         raise ValueError(f"the model has no submodule {name!r}") from error
-    setattr(parent, child, nn.Sequential(OrderedDict(imprint=imprint, layer=target)))
+    setattr(parent, child, nn.Sequential(OrderedDict(imprint=imprint.to(device_of(model)), layer=target)))
     return model
 
 
@@ -68,7 +69,7 @@ def layer_inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        ``[N, ...]``, the submodule's first argument.
+        ``[N, ...]``, the submodule's first argument, on the model's device.
 
     Raises
     ------
@@ -83,7 +84,8 @@ def layer_inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
 
     hook = model.get_submodule(name).register_forward_pre_hook(stop)
     try:
-        model(images)
+        with undisturbed(model):
+            model(images.to(device_of(model)))
     except _Reached:
         return received[0]
     finally:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from gradleak_lib.attacks.matching import Distance, Matcher
 from gradleak_lib.federated.checkpoint import save_whole
@@ -161,7 +160,6 @@ def run(
     search: Search,
     box: tuple[Tensor, Tensor],
     snapshots: frozenset[int],
-    progress: bool,
     file: Checkpoint | None,
 ) -> None:
     """Search until the end, or until Ctrl-C.
@@ -178,8 +176,6 @@ def run(
         Lowest and highest value of the normalised images, ``[C, 1, 1]`` each.
     snapshots
         Iterations whose images are kept.
-    progress
-        Whether to show a progress bar.
     file
         Where the state is written every minute, and at the end; None: nowhere. After an interrupt it goes on from
         there.
@@ -190,7 +186,6 @@ def run(
         If the objective is no number in any lane from the start.
     """
     images, samples = state.images, len(state.images) // len(state.lowest)
-    often = max(1, search.iterations // 100)
 
     def objective() -> tuple[Tensor, Tensor]:
         distance, change = matcher(images)
@@ -200,38 +195,32 @@ def run(
         change.add_(gradient, alpha=search.tv / samples)
         return distance + search.tv * variation.view(-1, samples).mean(1), change
 
-    bar = tqdm(initial=state.done, total=search.iterations, unit="step", disable=not progress)
     written = time.monotonic()
     try:
-        with bar:
-            while state.done < search.iterations:
-                value, change = objective()
-                state.trace[state.done] = value
-                state.consider(value)
-                if state.done in snapshots:
-                    state.kept[state.done] = images.clone()
-                if state.done == 0 and not value.isfinite().any():
-                    raise ValueError(
-                        "the distance between the updates is no number from the start: check the model's weights"
-                    )
-                # The fused Adam takes every gradient for contiguous, and those of a padded convolution are not.
-                images.grad = (change.sign_() if search.signed else change).contiguous()
-                state.optimizer.step()
-                state.schedule.step()
-                torch.clamp(images, *box, out=images)
-                state.done += 1
-                if state.done % often == 0 or state.done == search.iterations:
-                    bar.update(state.done - bar.n)
-                    if progress:
-                        bar.set_postfix(objective=f"{state.lowest.min().item():.4f}")
-                    if file is not None and time.monotonic() - written > SECONDS_BETWEEN_CHECKPOINTS:
-                        save_whole(file.path, state.content() | {"key": file.key})
-                        written = time.monotonic()
-            state.consider(objective()[0])
+        while state.done < search.iterations:
+            value, change = objective()
+            state.trace[state.done] = value
+            state.consider(value)
             if state.done in snapshots:
                 state.kept[state.done] = images.clone()
-            if file is not None:
+            if state.done == 0 and not value.isfinite().any():
+                raise ValueError(
+                    "the distance between the updates is no number from the start: check the model's weights"
+                )
+            # The fused Adam takes every gradient for contiguous, and those of a padded convolution are not.
+            images.grad = (change.sign_() if search.signed else change).contiguous()
+            state.optimizer.step()
+            state.schedule.step()
+            torch.clamp(images, *box, out=images)
+            state.done += 1
+            if file is not None and time.monotonic() - written > SECONDS_BETWEEN_CHECKPOINTS:
                 save_whole(file.path, state.content() | {"key": file.key})
+                written = time.monotonic()
+        state.consider(objective()[0])
+        if state.done in snapshots:
+            state.kept[state.done] = images.clone()
+        if file is not None:
+            save_whole(file.path, state.content() | {"key": file.key})
     except KeyboardInterrupt:
         # Nothing is written: the interrupt may have come between two halves of a step.
         if state.done == 0:

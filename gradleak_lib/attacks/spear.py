@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.attacks.access import sent_layer
 from gradleak_lib.federated.update import Update
+from gradleak_lib.show import summary
 
 # How far beyond its standard error a signal may lie and still count as zero: thousands of them are looked at.
 _SURE = 10.0
@@ -25,8 +27,8 @@ class Spear:
     Parameters
     ----------
     inputs
-        float64 ``[R, M]``, the inputs of the layer in any order, on the update's device. R is the number of samples,
-        or lower where the gradient has a lower rank.
+        ``[R, M]``, the inputs of the layer in any order, in the model's dtype and on its device. R is the number of
+        samples, or lower where the gradient has a lower rank.
     agreement
         In [0, 1]: share of the entries of the layer's outputs ``[R, K]`` that are positive just where the signal is
         not zero. Above 0.999 for an exact recovery, where rounding blurs the odd entry. With many samples, one wrong
@@ -38,6 +40,7 @@ class Spear:
     inputs: Tensor
     agreement: float
     trials: int
+    __repr__ = summary
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ def spear(update: Update, model: nn.Module, layer: str, *, trials: int = 2**13, 
     Dimitrov et al. 2024 (SPEAR): the low rank, the sparse columns, the draws, the greedy choice, the check of signs.
     Ours: the biases as one more input; descents from the vectors drawn, and differences of pairs, where the paper
     draws until it hits, about 2 ** R times; tolerances from what of the gradient exceeds that rank.
+
+    Examples
+    --------
+    >>> from gradleak_lib import data, models
+    >>> from gradleak_lib.federated import fedsgd
+    >>> digits, model = data.load("digits", sample=3), models.build("mlp", (1, 8, 8), classes=10)
+    >>> spear(fedsgd(model, digits.images, digits.labels), model, "1")
+    Spear(inputs=float32[3, 64], agreement=1, trials=96)
     """
     if trials < 1:
         raise ValueError(f"trials must be 1 or more, got {trials}")
@@ -118,7 +129,7 @@ def spear(update: Update, model: nn.Module, layer: str, *, trials: int = 2**13, 
         drawn += bundles * rank
         if len(found) == rank:
             inputs, agreement = _invert(factors, found, linear)
-    return Spear(inputs, agreement, drawn)
+    return Spear(inputs.to(linear.weight.dtype), agreement, drawn)
 
 
 def _read(update: Update, model: nn.Module, layer: str) -> tuple[nn.Linear, Tensor]:
@@ -129,13 +140,7 @@ def _read(update: Update, model: nn.Module, layer: str) -> tuple[nn.Linear, Tens
     if not isinstance(linear, nn.Linear) or linear.bias is None:
         given = "nothing" if linear is None else f"{linear}"
         raise ValueError(f"layer must name an nn.Linear with biases of the model, got {layer!r}: {given}")
-    sent = update.layer(layer)
-    for key, value in linear.named_parameters():
-        if key not in sent or sent[key].shape != value.shape:
-            brought = tuple(sent[key].shape) if key in sent else "nothing"
-            raise ValueError(
-                f"expected {layer}.{key} of shape {tuple(value.shape)}, the update has {brought}"
-            )
+    sent = sent_layer(update, model, layer)
     if update.samples > min(linear.weight.shape):
         raise ValueError(
             f"spear takes at most as many samples as the layer has inputs and outputs, {min(linear.weight.shape)}, "
@@ -145,7 +150,7 @@ def _read(update: Update, model: nn.Module, layer: str) -> tuple[nn.Linear, Tens
         raise ValueError(
             f"the gradient of layer {layer!r} is zero: it is frozen, or no sample has a signal there"
         )
-    return linear, torch.cat([sent["weight"].detach(), sent["bias"].detach()[:, None]], 1)
+    return linear, torch.cat([sent["weight"], sent["bias"][:, None]], 1)
 
 
 def _factorise(gradient: Tensor, samples: int) -> _Factors:

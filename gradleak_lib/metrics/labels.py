@@ -25,6 +25,12 @@ def attack_success_rate(found: Tensor, true: Tensor) -> float:
     References
     ----------
     Wainakh et al. 2022 (ASR).
+
+    Examples
+    --------
+    >>> import torch
+    >>> attack_success_rate(found=torch.tensor([2, 1, 0]), true=torch.tensor([1, 1, 1]))
+    0.6666666666666666
     """
     if found.shape != true.shape or found.ndim != 1 or len(found) == 0:
         raise ValueError(f"counts must be [K], got shapes {tuple(found.shape)} and {tuple(true.shape)}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradleak_lib.show import summary
+
 Array = NDArray[np.float64]
 
 
@@ -32,6 +34,7 @@ class Identification:
     top5: float
     chance: float
     null: Array
+    __repr__ = summary
 
     @property
     def ap(self) -> float:

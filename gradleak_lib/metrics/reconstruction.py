@@ -1,19 +1,25 @@
-"""How close reconstructions come to the originals."""
+"""How close reconstructions come to the originals.
+
+Results lie where the originals lie: an attack on a device is scored against the images that the evaluator holds.
+"""
 
 import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.show import summary
+
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 # Above this PSNR the root mean square error is below 0.255 of a grey level.
 EXACT_DB = 60.0
+# Numbers that are held in double precision at once, for distances.
+_AT_ONCE = 2**25
 
 
 def psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
@@ -22,24 +28,24 @@ def psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
     Parameters
     ----------
     reconstructions
-        ``[N, C, H, W]``, clamped to [0, 1] before the comparison, as in Fowl et al. 2022.
+        ``[N, C, H, W]``, or rows ``[N, M]`` of a table; clamped to [0, 1] first, as in Fowl et al. 2022.
     originals
-        ``[N, C, H, W]`` in [0, 1].
+        Of the same shape, in [0, 1].
 
     Returns
     -------
     Tensor
         ``[N]``. Identical images would be infinitely good, and so would every mean that they are part of: they
         count as if they differed by a hundredth of the unit roundoff, 178 dB in single precision.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or are those of one image.
     """
-    _check_pair(reconstructions, originals)
-    scores = _torchmetrics().peak_signal_noise_ratio(
-        reconstructions.clamp(0, 1),
-        originals.to(reconstructions),
-        data_range=1.0,
-        reduction="none",
-        dim=(1, 2, 3),
-    )
+    reconstructions, originals = _pair(reconstructions, originals)
+    squared = (reconstructions.clamp(0, 1) - originals).square().flatten(1)
+    scores = -(squared.sum(1) / squared.shape[1]).log() * (10 / torch.tensor(10.0).log())
     return scores.clamp_max(-20 * math.log10(torch.finfo(scores.dtype).eps / 100))
 
 
@@ -52,23 +58,29 @@ def ssim(reconstructions: Tensor, originals: Tensor) -> Tensor:
     ----------
     Wang et al. 2004.
     """
-    _check_pair(reconstructions, originals)
-    if min(originals.shape[2:]) < 11:
-        raise ValueError(f"SSIM needs images of 11x11 or larger, got {tuple(originals.shape[2:])}")
-    scores = _torchmetrics().structural_similarity_index_measure(
-        reconstructions.clamp(0, 1), originals.to(reconstructions), data_range=1.0, reduction="none"
+    reconstructions, originals = _pair(reconstructions, originals)
+    if originals.ndim != 4 or min(originals.shape[2:]) < 11:
+        raise ValueError(f"SSIM needs images [N, C, H, W] of 11x11 or larger, got {tuple(originals.shape)}")
+    from gradleak_lib import _torchvision  # noqa: F401  (first: torchmetrics imports torchvision)
+
+    images = importlib.import_module("torchmetrics.functional.image")
+    scores = images.structural_similarity_index_measure(
+        reconstructions.clamp(0, 1), originals, data_range=1.0, reduction="none"
     )
     return scores.reshape(-1) if isinstance(scores, Tensor) else scores[0].reshape(-1)
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared difference of every pair: ``[A, ...]`` and ``[B, ...]`` give ``[A, B]``.
+    """Mean squared difference of every pair: ``[A, ...]`` and ``[B, ...]`` give ``[A, B]``, where the second lie.
 
-    One matrix product, in float64, so that near-identical pairs keep their order.
+    A matrix product, in float64, so that near-identical pairs keep their order.
     """
-    a, b = first.flatten(1).double(), second.flatten(1).double()
-    squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-    return squared.clamp_min(0) / a.shape[1]
+    a = first.flatten(1).to(second.device, torch.float64)
+    lengths, parts = a.square().sum(1)[:, None], []
+    for part in second.flatten(1).split(max(1, _AT_ONCE // a.shape[1])):
+        b = part.double()
+        parts.append((lengths + b.square().sum(1) - 2 * a @ b.T).clamp_min(0) / a.shape[1])
+    return torch.cat(parts, 1)
 
 
 def negative_psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
@@ -150,6 +162,7 @@ def match(reconstructions: Tensor, originals: Tensor, *, cost: Cost = negative_p
             f"shapes differ: {tuple(reconstructions.shape[1:])} and {tuple(originals.shape[1:])}"
         )
     partner = torch.full((len(originals),), -1)
+    reconstructions = reconstructions.to(originals.device)
     if len(reconstructions):
         costs = cost(reconstructions, originals).detach().cpu()
         if costs.shape != (len(reconstructions), len(originals)):
@@ -162,12 +175,10 @@ def match(reconstructions: Tensor, originals: Tensor, *, cost: Cost = negative_p
 
         rows, columns = linear_sum_assignment(costs.numpy())
         partner[torch.from_numpy(columns)] = torch.from_numpy(rows)
-    return partner
+    return partner.to(originals.device)
 
 
-def identified(
-    reconstructions: Tensor, originals: Tensor, pool: Tensor, *, same_class: Tensor | None = None
-) -> Tensor:
+def identified(reconstructions: Tensor, originals: Tensor, pool: Tensor) -> Tensor:
     """Whether each reconstruction lies closer to its original than to any image of a reference pool.
 
     Parameters
@@ -178,8 +189,6 @@ def identified(
         ``[N, ...]``.
     pool
         ``[P, ...]``, other images; copies of the originals in it are left out of the comparison.
-    same_class
-        bool ``[N, P]``, the pool images that count for each original (the paper: those of its class); None: all.
 
     Returns
     -------
@@ -189,14 +198,13 @@ def identified(
 
     References
     ----------
-    Yin et al. 2021; Fowl et al. 2022, App. B (in pixel space).
+    Yin et al. 2021 (there among images of its class); Fowl et al. 2022, App. B (in pixel space).
     """
-    _check_pair(reconstructions, originals)
+    reconstructions, originals = _pair(reconstructions, originals)
+    pool = pool.to(originals.device)
     own = (reconstructions.double() - originals.double()).flatten(1).square().mean(1)
     others = squared_distances(reconstructions, pool)
     others[squared_distances(originals, pool) < 1e-12] = torch.inf
-    if same_class is not None:
-        others[~same_class] = torch.inf
     return own < others.amin(1)
 
 
@@ -220,6 +228,7 @@ class Score:
     found: Tensor
     psnr: Tensor
     identified: Tensor | None = None
+    __repr__ = summary
 
     @property
     def exact(self) -> Tensor:
@@ -240,14 +249,30 @@ def score(reconstructions: Tensor, originals: Tensor, *, pool: Tensor | None = N
     Parameters
     ----------
     reconstructions
-        ``[R, C, H, W]``, in any order, any number.
+        ``[R, C, H, W]``, or rows ``[R, M]`` of a table; in any order, any number.
     originals
-        ``[N, C, H, W]`` in [0, 1].
+        ``[N, C, H, W]`` or ``[N, M]``, in [0, 1].
     pool
-        ``[P, C, H, W]``, reference images for IIP; None leaves it out.
+        ``[P, C, H, W]`` or ``[P, M]``, references for IIP; None leaves it out.
+
+    Raises
+    ------
+    ValueError
+        As for `psnr` and `match`.
+
+    Examples
+    --------
+    >>> from gradleak_lib import data
+    >>> images = data.load("digits", sample=5).images
+    >>> found = score(images[[3, 1]], images)
+    >>> found
+    Score(images=float32[5, 1, 8, 8], found=bool[5], psnr=float32[5], identified=None)
+    >>> found.exact
+    tensor([False,  True, False,  True, False])
     """
-    reconstructions = reconstructions.clamp(0, 1)
-    partner = match(reconstructions, originals).to(originals.device)
+    _check_batch(originals)
+    reconstructions = reconstructions.to(originals.device).clamp(0, 1)
+    partner = match(reconstructions, originals)
     found = partner >= 0
     images = torch.full_like(originals, 0.5, dtype=reconstructions.dtype)
     images[found] = reconstructions[partner[found]]
@@ -259,13 +284,16 @@ def score(reconstructions: Tensor, originals: Tensor, *, pool: Tensor | None = N
     return Score(images, found, scores, found & identified(images, originals, pool))
 
 
-def _check_pair(reconstructions: Tensor, originals: Tensor) -> None:
+def _pair(reconstructions: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, on the device of the originals; ValueError unless they can be compared one by one."""
     if reconstructions.shape != originals.shape:
         raise ValueError(f"shapes differ: {tuple(reconstructions.shape)} and {tuple(originals.shape)}")
+    _check_batch(originals)
+    return reconstructions.to(originals.device), originals.to(reconstructions.dtype)
 
 
-def _torchmetrics() -> ModuleType:
-    """torchmetrics' functions for images; it imports torchvision, which ours has to let in first."""
-    from gradleak_lib import _torchvision  # noqa: F401
-
-    return importlib.import_module("torchmetrics.functional.image")
+def _check_batch(originals: Tensor) -> None:
+    if originals.ndim not in (2, 4):
+        raise ValueError(
+            f"expected images [N, C, H, W] (one: image[None]) or rows [N, M], got shape {tuple(originals.shape)}"
+        )

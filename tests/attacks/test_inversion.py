@@ -211,12 +211,6 @@ def test_a_search_goes_on_from_its_checkpoint(attacked, monkeypatch, tmp_path):
         invert(update, model, SHAPE, search=Search(iterations=41, restarts=2), checkpoint=file)
 
 
-def test_progress(attacked, capsys):
-    _, model, update = attacked
-    invert(update, model, SHAPE, search=SHORT, progress=True)
-    assert "objective" in capsys.readouterr().err
-
-
 def test_nothing_of_a_step_outlives_it(attacked):
     _, model, update = attacked
     invert(update, model, SHAPE, search=SHORT)

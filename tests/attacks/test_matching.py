@@ -40,14 +40,22 @@ def assert_same(found, expected, *, tolerance=1e-9):
 def networks(draw):
     """A small network of convolutions, norms, activations and pooling, and the shape of its input."""
     torch.manual_seed(draw(st.integers(0, 1000)))
-    layers, channels, size = [], draw(st.integers(1, 3)), draw(st.integers(6, 9))
-    shape = (channels, size, size + draw(st.integers(0, 2)))
+    layers, channels, height = [], draw(st.integers(1, 3)), draw(st.integers(6, 9))
+    width = height + draw(st.integers(0, 2))
+    shape = (channels, height, width)
     activation = draw(st.sampled_from([nn.ReLU, nn.Sigmoid, nn.Tanh, nn.ELU]))
     for _ in range(draw(st.integers(1, 3))):
         wide = draw(st.integers(1, 4))
         kernel, stride = draw(st.sampled_from([1, 2, 3, (3, 1), (1, 2)])), draw(st.integers(1, 2))
         bias, padding = draw(st.booleans()), draw(st.integers(1, 2))
-        layers.append(nn.Conv2d(channels, wide, kernel, stride, padding, draw(st.integers(1, 2)), bias=bias))
+        # Dilated, the kernel must still fit: each layer makes the image smaller.
+        fits = (
+            max(kernel if isinstance(kernel, tuple) else (kernel,))
+            <= (min(height, width) + 2 * padding + 1) // 2
+        )
+        dilation = draw(st.integers(1, 2)) if fits else 1
+        layers.append(nn.Conv2d(channels, wide, kernel, stride, padding, dilation, bias=bias))
+        height, width = layers[-1](torch.zeros(1, channels, height, width)).shape[2:]
         if draw(st.booleans()):
             layers.append(nn.BatchNorm2d(wide))
         layers.append(activation())

@@ -37,10 +37,10 @@ def distance(found, images):
 @settings(max_examples=30, deadline=None)
 @given(samples=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_a_batch_comes_back_exactly_and_in_any_order(samples, seed):
-    model, (images, labels) = network(seed=seed), batch(samples, seed=seed)
+    model, (images, labels) = network(width=96, seed=seed), batch(samples, seed=seed)
     # Enough zeros for every sample where some other one has a signal: else nothing tells mixtures apart.
     active = model[0](images) > 0
-    assume(int((~active & active.any(0)).sum(1).min()) >= samples + 8)
+    assume(samples == 1 or int((~active & active.any(0)).sum(1).min()) >= samples + 8)
     found = spear(fedsgd(model, images, labels), model, "0", seed=seed)
     assert found.inputs.shape == images.shape
     assert found.agreement == 1
@@ -131,7 +131,9 @@ def test_bad_input():
     bare = network(bias=False)
     with pytest.raises(ValueError, match=r"an nn\.Linear with biases"):
         spear(fedsgd(bare, images, labels), bare, "0")
-    with pytest.raises(ValueError, match=r"expected 0.weight of shape \(8, 20\), the update has \(48, 20\)"):
+    with pytest.raises(
+        ValueError, match=r"another model: 0.weight has shape \(8, 20\), and it brings \(48, 20\)"
+    ):
         spear(update, network(width=8), "0")
     with pytest.raises(ValueError, match="as the layer has inputs and outputs, 20, got 21"):
         spear(fedsgd(model, *batch(21)), model, "0")
@@ -152,5 +154,5 @@ def test_noise_on_a_small_layer_is_no_error(noise):
         {name: value + noise * torch.randn_like(value) for name, value in sent.items()}, "gradient", 4
     )
     found = spear(noisy, model, "0", trials=500)
-    assert found.inputs.dtype == torch.float64
+    assert found.inputs.dtype == torch.float32
     assert found.agreement < 1

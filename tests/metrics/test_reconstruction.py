@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from gradleak_lib import metrics
+from gradleak_lib.metrics import reconstruction
 
 # isort: split
 from torchmetrics.functional.image.lpips import _LPIPS
@@ -105,14 +106,39 @@ def test_score_puts_missing_reconstructions_to_zero():
         _ = empty.iip
 
 
+def test_rows_of_a_table_are_scored_and_one_image_is_refused():
+    rows = torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
+    score = metrics.score(rows[[4, 2]] + 1e-6, rows, pool=torch.ones(3, 9))
+    assert score.exact.tolist() == [False, False, True, False, True, False]
+    assert score.iip == pytest.approx(1 / 3)
+    square = rows.view(6, 1, 3, 3)
+    assert torch.equal(metrics.psnr(rows.flip(0), rows), metrics.psnr(square.flip(0), square))
+    one = images(1)[0]
+    for call in (
+        lambda: metrics.score(one, one),
+        lambda: metrics.score(one[None][:0], one),
+        lambda: metrics.psnr(one, one),
+    ):
+        with pytest.raises(ValueError, match=r"one: image\[None\].* got shape \(3, 16, 16\)"):
+            call()
+    with pytest.raises(ValueError, match=r"images \[N, C, H, W\] of 11x11"):
+        metrics.ssim(rows, rows)
+
+
+def test_distances_to_many_images_are_taken_in_parts(monkeypatch):
+    first, second = images(3, 4), images(10, 4, seed=1)
+    whole = metrics.squared_distances(first, second)
+    monkeypatch.setattr(reconstruction, "_AT_ONCE", 4 * 48)
+    assert torch.allclose(metrics.squared_distances(first, second), whole, rtol=1e-12)
+    assert metrics.squared_distances(first, second[:0]).shape == (3, 0)
+
+
 def test_identification_needs_the_nearest_to_be_the_true_one():
     truth, pool = images(2), images(30, seed=3)
     blurred = torch.stack([0.9 * truth[0] + 0.1 * truth[1], 0.2 * truth[1] + 0.8 * pool[4]])
     assert metrics.identified(blurred, truth, pool).tolist() == [True, False]
     # Copies of the original in the pool are the original, not a competitor.
     assert metrics.identified(blurred[:1], truth[:1], torch.cat([pool, truth])).tolist() == [True]
-    only = torch.zeros(2, 30, dtype=torch.bool)
-    assert metrics.identified(blurred, truth, pool, same_class=only).all()
 
 
 def test_shapes_must_agree():
