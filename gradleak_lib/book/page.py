@@ -128,13 +128,10 @@ class Page:
         seconds, memory = time.perf_counter() - self._started, results.peak_memory()
         self.say(run_seconds=seconds, run_memory=memory)
         facts = results.provenance(device=self.device)
-        rows = {
-            **{name: results.as_text(value) for name, value in facts.items()},
-            **{name: str(self.parameters[name]) for name in ("seed", "profile") if name in self.parameters},
-            **more,
-            **{"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GiB"},
-            "command": os.environ.get("GRADLEAK_COMMAND") or command_of(self.chapter, self._changed),
-        }
+        rows = {name: results.as_text(value) for name, value in facts.items()}
+        rows |= {name: str(self.parameters[name]) for name in ("seed", "profile") if name in self.parameters}
+        rows |= more | {"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GiB"}
+        rows["command"] = os.environ.get("GRADLEAK_COMMAND") or command_of(self.chapter, self._changed)
         return pd.Series(rows, name="").to_frame().style
 
 
