@@ -15,7 +15,7 @@ from pathlib import Path
 from gradleak_lib.book.chapters import code_cells
 
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-SCIENCE = ("data", "models", "federated", "defenses", "attacks", "metrics")
+SCIENCE = ("seeding", "data", "models", "federated", "defenses", "attacks", "metrics")
 
 
 def decides(source: str, root: Path, data: Path | None = None) -> dict[str, str]:

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gradleak_lib._torchvision import torchvision
-
 WIDTH = 7.0
 
 
@@ -43,6 +41,8 @@ def mosaic(images: Tensor, *, columns: int = 8, zoom: int = 1) -> np.ndarray:
         uint8 ``[rows, columns, 3]``.
     """
     enlarged = images.detach().cpu().float().clamp(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    from gradleak_lib._torchvision import torchvision
+
     grid = torchvision.utils.make_grid(enlarged, nrow=columns, padding=2, pad_value=1.0)
     return (grid.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
