@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gradleak_lib.federated import checks
 from gradleak_lib.federated.update import Update, check_finite
+from gradleak_lib.seeding import seeded
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -29,15 +31,7 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
         (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
     )
     before = getattr(place, name)
-    device = device_of(model)
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
-        # Not torch.manual_seed, which seeds all GPUs there are.
-        for generator in (
-            torch.default_generator,
-            *(torch.cuda.default_generators[gpu.index or 0] for gpu in gpus),
-        ):
-            generator.manual_seed(seed)
+    with seeded(seed, [device_of(model)]):
         setattr(place, name, full)
         try:
             yield
@@ -56,10 +50,7 @@ def trained_parameters(update: Update, model: nn.Module) -> dict[str, Tensor]:
     update.check(model)
     if not update.flat().any():  # refuses NaN and infinity
         raise ValueError("the update is zero, and so is what it says of its images")
-    trained: dict[str, Tensor] = {n: value for n, value in model.named_parameters() if value.requires_grad}
-    if not trained:
-        raise ValueError("every parameter of the model is frozen: call model.requires_grad_(True)")
-    return trained
+    return dict(checks.trained_parameters(model))
 
 
 def sent_layer(update: Update, model: nn.Module, name: str) -> dict[str, Tensor]:
