@@ -39,8 +39,8 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
             setattr(place, name, before)
 
 
-def trained_parameters(update: Update, model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters of a model by name, once it is clear that the update can be searched for.
+def searched_for(update: Update, model: nn.Module) -> dict[str, Tensor]:
+    """Parameters whose gradient a search can compare with an update's: those that are trained, by name.
 
     Raises
     ------

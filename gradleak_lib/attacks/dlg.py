@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradleak_lib.attacks.access import trained_parameters, undisturbed
+from gradleak_lib.attacks.access import searched_for, undisturbed
 from gradleak_lib.attacks.inversion import Inversion, check_classes, check_labels, normalisation
 from gradleak_lib.federated.functional import as_function
 from gradleak_lib.federated.update import Update
@@ -64,9 +64,7 @@ def dlg(
         raise ValueError(
             f"dlg needs a gradient and 1 or more iterations, got a {update.kind} and {iterations} iterations"
         )
-    trained = {
-        name: value.detach().requires_grad_() for name, value in trained_parameters(update, model).items()
-    }
+    trained = {name: value.detach().requires_grad_() for name, value in searched_for(update, model).items()}
     fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
     fixed |= {name: value.detach().clone() for name, value in model.named_buffers()}
     sent = [update.tensors[name].detach().to(value) for name, value in trained.items()]

@@ -179,7 +179,8 @@ def from_public(
     Fowl et al. 2022, Sec. 3.3.
     """
     shape = public.shape[1:]
-    layer = Imprint(shape, bins, variant=variant, connection=connection, gain=gain)
+    with torch.random.fork_rng(devices=[]):  # for parameters that are about to be set
+        layer = Imprint(shape, bins, variant=variant, connection=connection, gain=gain)
     measurement = mean_brightness(shape) if measurement is None else measurement
     return arm(layer, measurement, bins_from_public(measure(public, measurement), bins))
 

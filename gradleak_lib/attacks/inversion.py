@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradleak_lib.attacks import labels as label_attacks
-from gradleak_lib.attacks.access import trained_parameters, undisturbed
+from gradleak_lib.attacks.access import searched_for, undisturbed
 from gradleak_lib.attacks.matching import Matcher, Target, one_by_one, together, vectorized
 from gradleak_lib.attacks.search import PAPER, Checkpoint, Search, State, run
 from gradleak_lib.federated.checkpoint import described, digest, read_whole
@@ -257,7 +257,7 @@ def _target(
     steps: tuple[Tensor, ...] | None,
 ) -> Target:
     """What has to be matched, after checking all of it."""
-    [trained, *_] = [trained_parameters(update, model) for update in updates]
+    [trained, *_] = [searched_for(update, model) for update in updates]
     first = updates[0]
     if labels is None and steps is not None and len(steps[0]) < first.samples:
         raise ValueError(

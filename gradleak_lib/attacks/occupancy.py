@@ -10,13 +10,13 @@ from fractions import Fraction
 import numpy as np
 
 
-def expected_recovered(n: int, k: int, *, tail: float = 0.0, public: int | None = None) -> float:
+def expected_recovered(n: int, k: int, *, public: int | None = None) -> float:
     """Expected number of samples that fall alone into a bin.
 
-    For a server that knows the distribution, every bin has mass ``p = (1 - tail) / k`` and the answer is
-    ``n (1 - tail) (1 - p)^(n - 1)``; without a tail, ``n (1 - 1/k)^(n - 1)``. For a server whose bin edges
-    are quantiles of ``public`` samples, the mass of a bin is itself random, Beta(a, public + 1 - a) with
-    ``a = (public + 1) / k``, and the answer is ``k n B(a + 1, public + n - a) / B(a, public + 1 - a)``.
+    For a server that knows the distribution, every bin has mass ``1 / k`` and the answer is ``n (1 - 1/k)^(n - 1)``.
+    For a server whose bin edges are quantiles of ``public`` samples, the mass of a bin is itself random,
+    Beta(a, public + 1 - a) with ``a = (public + 1) / k``, and the answer is
+    ``k n B(a + 1, public + n - a) / B(a, public + 1 - a)``.
 
     Parameters
     ----------
@@ -24,9 +24,6 @@ def expected_recovered(n: int, k: int, *, tail: float = 0.0, public: int | None 
         Samples in the batch, independent and identically distributed; at least 1.
     k
         Bins of equal (expected) mass; at least 2.
-    tail
-        Probability, in [0, 1), that a sample falls outside all bins. Reading ``k - 1`` of ``k`` bins is
-        ``expected_recovered(n, k - 1, tail=1 / k)``.
     public
         Number of public samples that the edges are quantiles of, at least ``k - 1``; None when the server
         knows the distribution.
@@ -34,7 +31,7 @@ def expected_recovered(n: int, k: int, *, tail: float = 0.0, public: int | None 
     Raises
     ------
     ValueError
-        If an argument is out of range, or both ``tail`` and ``public`` are given.
+        If an argument is out of range.
 
     References
     ----------
@@ -42,14 +39,10 @@ def expected_recovered(n: int, k: int, *, tail: float = 0.0, public: int | None 
     `proposition_1` before the residual term.
     """
     _check(n, k)
-    if not 0 <= tail < 1:
-        raise ValueError(f"tail must be in [0, 1), got {tail}")
     if public is None:
-        return n * (1 - tail) * (1 - (1 - tail) / k) ** (n - 1)
+        return n * (1 - 1 / k) ** (n - 1)
     if public < k - 1:
         raise ValueError(f"public must be at least k - 1 = {k - 1} to place the edges, got {public}")
-    if tail:
-        raise ValueError("give tail or public, not both")
     a = (public + 1) / k
     from scipy.special import betaln
 

@@ -33,13 +33,10 @@ class Spear:
         In [0, 1]: share of the entries of the layer's outputs ``[R, K]`` that are positive just where the signal is
         not zero. Above 0.999 for an exact recovery, where rounding blurs the odd entry. With many samples, one wrong
         direction spoils most inputs and still leaves 0.99.
-    trials
-        Number of row subsets that were drawn, a multiple of R.
     """
 
     inputs: Tensor
     agreement: float
-    trials: int
     __repr__ = summary
 
 
@@ -104,8 +101,9 @@ def spear(update: Update, model: nn.Module, layer: str, *, trials: int = 2**13, 
     >>> from gradleak_lib import data, models
     >>> from gradleak_lib.federated import fedsgd
     >>> digits, model = data.load("digits", sample=3), models.build("mlp", (1, 8, 8), classes=10)
-    >>> spear(fedsgd(model, digits.images, digits.labels), model, "1")
-    Spear(inputs=float32[3, 64], agreement=1, trials=96)
+    >>> found = spear(fedsgd(model, digits.images, digits.labels), model, "1")
+    >>> found.inputs.shape, found.agreement
+    (torch.Size([3, 64]), 1.0)
     """
     if trials < 1:
         raise ValueError(f"trials must be 1 or more, got {trials}")
@@ -129,7 +127,7 @@ def spear(update: Update, model: nn.Module, layer: str, *, trials: int = 2**13, 
         drawn += bundles * rank
         if len(found) == rank:
             inputs, agreement = _invert(factors, found, linear)
-    return Spear(inputs.to(linear.weight.dtype), agreement, drawn)
+    return Spear(inputs.to(linear.weight.dtype), agreement)
 
 
 def _read(update: Update, model: nn.Module, layer: str) -> tuple[nn.Linear, Tensor]:

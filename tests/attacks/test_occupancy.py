@@ -64,13 +64,6 @@ def test_simulation_agrees_with_the_formula(public):
     assert abs(counts.mean() - occupancy.expected_recovered(64, 156, public=public)) < 4 * error
 
 
-def test_an_unread_bin_is_a_tail():
-    counts = np.random.default_rng(0).multinomial(64, np.full(128, 1 / 128), size=20_000)[:, 1:]
-    simulated = (counts == 1).sum(1)
-    expected = occupancy.expected_recovered(64, 127, tail=1 / 128)
-    assert abs(simulated.mean() - expected) < 4 * simulated.std() / len(simulated) ** 0.5
-
-
 @given(n=st.integers(2, 5000), factor=st.floats(0.01, 10))
 def test_one_shot_is_best_at_one_over_n(n, factor):
     best = occupancy.one_shot_probability(n, 1 / n)
@@ -84,9 +77,7 @@ def test_one_shot_is_best_at_one_over_n(n, factor):
     [
         (lambda: occupancy.expected_recovered(0, 5), "n must"),
         (lambda: occupancy.expected_recovered(5, 1), "k must"),
-        (lambda: occupancy.expected_recovered(5, 5, tail=1.0), "tail"),
         (lambda: occupancy.expected_recovered(5, 5, public=3), "public"),
-        (lambda: occupancy.expected_recovered(5, 5, public=30, tail=0.1), "not both"),
         (lambda: occupancy.proposition_1(5, 5), "k > n > 2"),
         (lambda: occupancy.bins_needed(5, 1.0), "fraction"),
         (lambda: occupancy.one_shot_probability(5, 1.5), "mass"),

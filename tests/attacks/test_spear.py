@@ -68,7 +68,7 @@ def test_a_seed_gives_the_same_search():
     update, state = fedsgd(model, images, labels), torch.get_rng_state()
     one, same = (spear(update, model, "0", seed=3) for _ in range(2))
     assert torch.equal(one.inputs, same.inputs)
-    assert (one.agreement, one.trials) == (same.agreement, same.trials)
+    assert one.agreement == same.agreement
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -104,7 +104,6 @@ def test_a_failure_shows_in_the_agreement():
     model, (images, labels) = network(), batch(8)
     smooth = models.with_activation(model, nn.Tanh)  # no signal is zero
     found = spear(fedsgd(smooth, images, labels), smooth, "0", trials=64)
-    assert found.trials == 64
     assert found.agreement < 0.9
 
 
