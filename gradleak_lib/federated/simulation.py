@@ -228,7 +228,7 @@ def simulate(
     >>> people = data.digit_scenes(4, scenes=32, public_users=1)
     >>> held = data.split_clients(people.train, "random")
     >>> model = models.build("linear", (1, 16, 16), classes=10)
-    >>> seen = simulate(model, held, rounds=2, learning_rate=0.1, fraction=0.5).observed
+    >>> seen = simulate(model, held, rounds=4, learning_rate=0.1, fraction=0.25).observed
     >>> seen.matrix("1").shape, seen.update(0).local_steps
     (torch.Size([8, 2570]), 2)
     """
