@@ -7,6 +7,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,6 +24,21 @@ from torch import Tensor, nn
 
 # What holds tensors, in the types of parameters.
 _HOLD = ("Tensor", "Update", "Module", "Imprint", "ResNet", "Observations", "Probe", "Dataset", "ClientData")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """On a GPU, convolutions round their inputs to ten bits by default, and would differ from the CPU's."""
+    cudnn = torch.backends.cudnn
+    place, name, full = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(place, name)
+    setattr(place, name, full)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
 
 
 SIDES = (
@@ -56,7 +72,8 @@ def outcomes_on(device: str) -> dict[str, Any]:
             error = ""
             values: list[Tensor | np.ndarray | float] = []
             try:
-                values = list(leaves(case.run(*place)))
+                with full_precision():
+                    values = list(leaves(case.run(*place)))
             except Exception:
                 error = traceback.format_exc()
             finally:

@@ -261,6 +261,7 @@ def send(
     mixed = defend(alone)
     inputs, labels = mixed.samples(0)
     private = mixed.rows[0] < len(own)
+    left = inputs[private.nonzero().squeeze(1)]  # by row: a mask would have to lie where the inputs do
     gradient: Callable[..., Update] = fedsgd
     if mitigation.name == "DP-SGD":
         gradient = partial(dp_sgd, bound=sample_bound, noise_multiplier=mitigation.strength, seed=seed)
@@ -272,7 +273,7 @@ def send(
         update = aggregate([update, *(fedsgd(model, part.images, part.labels) for part in parts)])
         labels = torch.cat([labels, theirs.labels])
         private = torch.cat([private, torch.zeros(len(theirs), dtype=torch.bool)])
-    return Sent(update, labels, private, inputs[mixed.rows[0] < len(own)])
+    return Sent(update, labels, private, left)
 
 
 def usual_norms(
