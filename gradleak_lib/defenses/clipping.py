@@ -132,7 +132,7 @@ def dp_sgd(
             factors = (bound / norms.norm(dim=0)).clamp(max=1).to(example)
             for name, value in each.items():
                 total[name] += torch.tensordot(factors, value, 1)
-    # Once for all microbatches: each look makes a GPU wait. A sum of clipped gradients would hide an infinite one.
+    # Once for all microbatches: each look makes a GPU wait. The sum would not tell in which tensor it began.
     check_finite(dict(zip(trained, lengths, strict=True)))
     mean = Update({name: value / len(images) for name, value in total.items()}, "gradient", len(images))
     noisy = gaussian_noise(noise_multiplier * bound / len(images), seed=seed)(mean)
