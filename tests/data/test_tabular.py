@@ -134,5 +134,6 @@ def test_real_adult_damaged(real_data, tmp_path):
 def test_download_of_real_adult(real_data, tmp_path, monkeypatch):
     with serve(real_data / "adult") as address:
         monkeypatch.setattr(tabular, "_ADULT_URL", address)
-        assert len(load_tabular("adult", root=tmp_path, download=True)) == 32_561
+        fetch("adult", root=tmp_path)
+        assert len(load_tabular("adult", root=tmp_path)) == 32_561
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["adult", "adult.data", "adult.test"]
