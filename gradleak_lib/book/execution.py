@@ -3,6 +3,7 @@
 ``notebooks/NN-name.md`` becomes ``book/chapters/NN-name.ipynb``; where a cell fails, ``_build/failed/NN-name.ipynb``.
 """
 
+import contextvars
 import datetime
 import json
 import os
@@ -274,7 +275,9 @@ def execute(
             on_progress(run.name, done, total)
 
     try:
-        papermill.execute_notebook(
+        # In a context of its own: Jupyter keeps its event loop there, and threads that inherit one would share it.
+        contextvars.Context().run(
+            papermill.execute_notebook,
             jupytext.reads(source, fmt="md"),
             None,
             parameters=dict(run.parameters),
