@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gradleak_lib.attacks.access import sent_layer
 from gradleak_lib.attacks.analytic import linear_input
 from gradleak_lib.federated.update import Update, rounding_error
+from gradleak_lib.seeding import seeded
 from gradleak_lib.show import summary
 
 Variant = Literal["cumulative", "sparse"]
@@ -179,7 +180,7 @@ def from_public(
     Fowl et al. 2022, Sec. 3.3.
     """
     shape = public.shape[1:]
-    with torch.random.fork_rng(devices=[]):  # for parameters that are about to be set
+    with seeded(None):  # parameters that are about to be set
         layer = Imprint(shape, bins, variant=variant, connection=connection, gain=gain)
     measurement = mean_brightness(shape) if measurement is None else measurement
     return arm(layer, measurement, bins_from_public(measure(public, measurement), bins))

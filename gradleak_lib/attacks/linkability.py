@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from gradleak_lib.federated import Observations
+from gradleak_lib.seeding import seeded
 
 Attack = Literal["chance", "knn", "svm", "mlp"]
 ATTACKS: tuple[str, ...] = get_args(Attack)
@@ -226,8 +227,7 @@ def train_siamese(
         raise ValueError("the Siamese network needs updates of two users or more")
     rng = np.random.default_rng(seed)
     inputs = torch.from_numpy(known)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = _Siamese(known.shape[1])
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-3)
     partners = [_partners(owners, senders, row) for row in range(len(owners))]
@@ -321,8 +321,7 @@ def _mlp(
     held = round(_VALIDATION * len(order)) if enough else 0
     validation, training = order[:held], order[held:]
     steps = -(-len(training) // _BATCH)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, classes)
         ).apply(_start_like_keras)

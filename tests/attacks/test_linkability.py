@@ -42,7 +42,8 @@ def noise(users, each, *, dimensions=20, seed=0):
 def observations(tensors):
     count = len(next(iter(tensors.values())))
     numbers = torch.arange(count)
-    return Observations(tensors, numbers, numbers, numbers * 0, numbers * 0, numbers * 0 + 1, numbers * 0 + 1, 0.1)
+    ones = torch.ones_like(numbers)
+    return Observations(tensors, numbers, numbers, 0 * numbers, 0 * numbers, ones, ones, learning_rate=0.1)
 
 
 def test_features_have_length_one():
