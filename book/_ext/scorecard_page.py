@@ -16,11 +16,11 @@ from sphinx.util import logging
 from tables import MystDirective, escape, list_table
 
 from gradleak_lib.book import records, scorecard
-from gradleak_lib.book.claims import VERDICTS, headline, load_claims, number, rule
+from gradleak_lib.book.claims import NOT_MEASURED, VERDICTS, headline, load_claims, number, rule
 from gradleak_lib.book.planning import PROFILES
 
 logger = logging.getLogger(__name__)
-BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "secondary", "muted"), strict=True))
+BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted", "muted"), strict=True))
 
 
 @functools.cache
@@ -112,6 +112,8 @@ class Summary(OfPapers):
         for name in VERDICTS:
             counts = (sum(row.finding.verdict == name for row in mine) for mine in papers.values())
             total = sum(row.finding.verdict == name for row in self.found)
+            if name == NOT_MEASURED and not total:
+                continue  # it says something of a run, and nothing of a paper
             lines.append([f"{{bdg-{BADGES[name]}}}`{name}`", *counts, total])
         lines.append(["claims", *(len(mine) for mine in papers.values()), len(self.found)])
         verdicts = Counter(row.finding.verdict for row in self.found)
