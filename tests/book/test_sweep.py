@@ -264,7 +264,7 @@ def test_a_worker_without_the_library_says_so_and_lives_on(book, cluster, tmp_pa
 def test_a_sweep_that_is_killed_goes_on_where_it_was(book, tmp_path, log):
     out = tmp_path / "out"
     script = (
-        "import pathlib, sys; from gradleak_lib import sweep; root = pathlib.Path(sys.argv[1]);"
+        "import pathlib, sys; from gradleak_lib.book import sweep; root = pathlib.Path(sys.argv[1]);"
         "grid = [{**values, 'seconds': 1.0} for values in sweep.read_grid(root / 'grid.yaml')];"
         "points = sweep.plan_sweep('01', grid, out=pathlib.Path(sys.argv[2]), root=root);"
         "sweep.sweep(points, jobs=2)"
