@@ -18,6 +18,7 @@ from scipy import stats
 
 CLAIMS = Path(__file__).resolve().parents[2] / "book" / "claims.yaml"
 KEY = "gradleak-findings"  # of a finding, in the metadata of the hidden output with which a chapter checks it
+HEADLINE = "headline"  # name under which a chapter says how many of its claims have which verdict
 TABLE = "gradleak-claims"  # marks the output that shows a chapter's findings
 Measured = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 NOT_MEASURED = "not measured in this run"

@@ -28,7 +28,7 @@ from gradleak_lib.book import claims
 from gradleak_lib.book.chapters import UsageError, provenance_of
 from gradleak_lib.book.papermill_io import use_own_kernel
 from gradleak_lib.book.planning import Run
-from gradleak_lib.book.results import provenance
+from gradleak_lib.book.results import GLUED, provenance
 from gradleak_lib.files import write_whole
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
@@ -352,14 +352,18 @@ def refresh(run: Run) -> bool:
 
 
 def _with_verdicts(notebook: Any) -> None:
-    """Write the table of claims anew: rules may have got other words, and verdicts follow from rules."""
+    """Write the table of claims and its headline anew: verdicts follow from rules, which may have changed."""
     known = claims.load_claims()
-    found: dict[str, claims.Finding] = {}
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    measured = [output.get("metadata", {}).get(claims.KEY, {}) for output in outputs]
+    found = {one.claim.id: one for each in measured for one in claims.from_json(each, known)}
+    ordered = [found[name] for name in known if name in found]
+    for output in outputs:
         metadata = output.get("metadata", {})
-        found |= {one.claim.id: one for one in claims.from_json(metadata.get(claims.KEY, {}), known)}
         if metadata.get(claims.TABLE):
-            output["data"] = claims.bundle([found[name] for name in known if name in found])
+            output["data"] = claims.bundle(ordered)
+        elif metadata.get("scrapbook", {}).get("name") == claims.HEADLINE:
+            output["data"] = {GLUED: repr(claims.headline(ordered))}
 
 
 def _tags(cell: Any) -> list[str]:

@@ -8,7 +8,6 @@ import ast
 import functools
 import hashlib
 import platform
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,14 +39,15 @@ def decides(source: str, root: Path, data: Path | None = None) -> dict[str, str]
     cells = [cell.code for cell in code_cells(source)]
     library = root / "gradleak_lib"
     science = [path for name in SCIENCE for path in (library / f"{name}.py", *(library / name).rglob("*.py"))]
-    results = [path for path in (root / "results").rglob("[!0-9]*.json") if path.stem in source]
+    trees = [tree for code in cells if (tree := _parsed(code)) is not None]
+    results = [path for path in (root / "results").rglob("[!0-9]*.json") if _names(trees, path)]
     pins = (
         (root / "constraints.txt").read_text(encoding="utf-8") if (root / "constraints.txt").is_file() else ""
     )
     return {
         "chapter": _hash(map(meaning, cells)),
         "science": _of_files(science, library),
-        "experiments": _of_files(experiments_of("\n".join(cells), library), library),
+        "experiments": _of_files(experiments_of(trees, library), library),
         "results": _hash(
             f"{path.relative_to(root).as_posix()} {path.read_text()}" for path in sorted(results)
         ),
@@ -64,9 +64,8 @@ def meaning(code: str) -> str:
     What is no Python, such as a cell with a shell command, stands for itself. A semicolon at the end of a cell, which
     keeps its value from being shown, counts.
     """
-    try:
-        tree = ast.parse(code)
-    except SyntaxError:
+    tree = _parsed(code)
+    if tree is None:
         return code
     for node in ast.walk(tree):
         if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
@@ -74,25 +73,47 @@ def meaning(code: str) -> str:
     return ast.dump(tree) + (";" if code.rstrip().endswith(";") else "")
 
 
-def experiments_of(code: str, library: Path) -> list[Path]:
+def _parsed(code: str) -> ast.Module | None:
+    try:
+        return ast.parse(code)
+    except SyntaxError:
+        return None
+
+
+def experiments_of(trees: Iterable[ast.Module], library: Path) -> list[Path]:
     """Return the files of the experiments that code imports, and of those that they import in turn."""
     found: set[Path] = set()
-    waiting = [code]
+    waiting = list(trees)
     while waiting:
         for name in _imported_experiments(waiting.pop()):
             folder, file = library / "experiments" / name, library / "experiments" / f"{name}.py"
             new = {path for path in (file, *folder.rglob("*.py")) if path.is_file()} - found
             found |= new
-            waiting += [path.read_text(encoding="utf-8") for path in new]
+            waiting += [ast.parse(path.read_text(encoding="utf-8")) for path in new]
     return sorted(found)
 
 
-def _imported_experiments(code: str) -> set[str]:
-    names = set(re.findall(r"\bgradleak_lib\.experiments\.(\w+)", code))
-    for node in ast.walk(ast.parse(code)):
+def _imported_experiments(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "gradleak_lib.experiments":
             names |= {one.name for one in node.names}
-    return names
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            names |= {one.name for one in node.names}
+    return {name.removeprefix("gradleak_lib.experiments.").split(".")[0] for name in names}
+
+
+def _names(trees: Iterable[ast.Module], path: Path) -> bool:
+    """Whether code names a recorded result: as a string, or by the start of one that ends in a value."""
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Constant) and node.value in (path.stem, path.name):
+            return True
+        first = node.values[0] if isinstance(node, ast.JoinedStr) and node.values else None
+        if isinstance(first, ast.Constant) and path.stem.startswith(str(first.value)):
+            return True
+    return False
 
 
 def _of_files(files: Iterable[Path], library: Path) -> str:

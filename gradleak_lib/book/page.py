@@ -50,9 +50,8 @@ class Page:
         self._started = time.perf_counter()
         there = declared(find_chapter(chapter, project_root()))
         given = {name: values[name] for name in there}
-        if isinstance(
-            given.get("device"), torch.device
-        ):  # the cell runs a second time, after `device = page.device`
+        # The cell may run a second time, after `device = page.device`.
+        if isinstance(given.get("device"), torch.device):
             given["device"] = given["device"].type
         self.parameters = checked(chapter, given, there)
         self._changed = {n: v for n, v in self.parameters.items() if v != there[n].default}
@@ -120,7 +119,7 @@ class Page:
         for name in [name for name in wanted if name not in self._findings]:
             self.check(name, {}, data="")
         ordered = [self._findings[name] for name in wanted]
-        self.say(headline=claims.headline(ordered))
+        self.say(**{claims.HEADLINE: claims.headline(ordered)})
         claims.show(ordered)
 
     def provenance(self, **more: str) -> Styler:

@@ -13,7 +13,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from gradleak_lib.book import chapters, claims, execution, planning
+from gradleak_lib.book import chapters, claims, execution, planning, results
 
 HEADER = """\
 ---
@@ -232,6 +232,7 @@ def test_a_table_of_claims_follows_its_rules(root, monkeypatch):
     finding = claims.judge(entry, 1.5)
     cells = [
         f"display({{}}, raw=True, metadata={{'{claims.KEY}': {claims.as_json([finding])!r}}})",
+        f"from myst_nb import glue\nglue('{claims.HEADLINE}', 'old', display=False)\n"
         f"display({{'text/html': 'old'}}, raw=True, metadata={{'{claims.TABLE}': True}})",
     ]
     write_chapter(root, "01-one", *cells)
@@ -240,10 +241,9 @@ def test_a_table_of_claims_follows_its_rules(root, monkeypatch):
     for holds, verdict in (((1.0, 2.0), "reproduced"), ((3.0, None), "contradicted")):
         monkeypatch.setattr(claims, "load_claims", lambda holds=holds: {"x-01": replace(entry, holds=holds)})
         assert execution.refresh(runs[0])
-        assert (
-            f"<td>{verdict}</td>"
-            in json.loads(runs[0].target.read_text())["cells"][-1]["outputs"][0]["data"]["text/html"]
-        )
+        said, table = json.loads(runs[0].target.read_text())["cells"][-1]["outputs"]
+        assert said["data"] == {results.GLUED: f"'1 claims: 1 {verdict}'"}
+        assert f"<td>{verdict}</td>" in table["data"]["text/html"]
 
 
 def test_papermill_over_an_executed_chapter_is_another_run(root):

@@ -1,10 +1,11 @@
 """What re-runs a chapter, and what does not."""
 
+import ast
 import os
 
 import pytest
 
-from gradleak_lib.book import keys
+from gradleak_lib.book import chapters, keys, results
 
 SOURCE = """# Title
 
@@ -96,16 +97,36 @@ def test_the_chapters_own_code_and_the_results_that_it_names(root):
     assert keys.decides(SOURCE.replace("one.run()", "one.run(1)"), root)["chapter"] != before["chapter"]
     # A semicolon keeps the value of a cell from being shown.
     assert keys.decides(SOURCE.replace("  # a comment", ";"), root)["chapter"] != before["chapter"]
-    source = SOURCE + "\nRecorded as one-cifar10.\n"
-    named = keys.decides(source, root)["results"]
+
+
+@pytest.mark.parametrize("how", ["'one-cifar10'", "f'one-{name}'", "open('one-cifar10.json')"])
+def test_a_recorded_result_counts_where_the_code_names_it(root, how):
+    source = SOURCE.replace("one.run()", f"one.run({how})")
+    in_prose = SOURCE + "\nRecorded as one-cifar10.\n"
+    named, unnamed = keys.decides(source, root), keys.decides(in_prose, root)
+    assert unnamed == keys.decides(SOURCE, root)
     (root / "results" / "cpu" / "one-cifar10.json").write_text("[]")
-    assert keys.decides(source, root)["results"] != named
-    assert keys.decides(SOURCE, root)["results"] == before["results"]
+    assert keys.decides(source, root)["results"] != named["results"]
+    assert keys.decides(in_prose, root) == unnamed
+
+
+def test_every_recorded_result_is_named_by_a_chapter():
+    for path in (results.ROOT / "results").rglob("[!0-9]*.json"):
+        sources = [source.read_text(encoding="utf-8") for source in chapters.chapter_sources(results.ROOT)]
+        cells = [cell.code for source in sources for cell in chapters.code_cells(source)]
+        assert any(keys._names([ast.parse(code)], path) for code in cells), path
 
 
 def test_code_that_is_no_python_stands_for_itself():
     assert keys.meaning("%matplotlib inline  # x") != keys.meaning("%matplotlib inline  # y")
     assert keys.meaning("x = 1  # x") == keys.meaning("x = 1")
+
+
+def test_a_shell_command_stands_in_nobodys_way(root):
+    with_magic = SOURCE.replace("one.run()", "%matplotlib inline")
+    assert keys.decides(with_magic, root)["chapter"] != keys.decides(SOURCE, root)["chapter"]
+    other = SOURCE + "\n```{code-cell} ipython3\n!ls\n```\n"
+    assert keys.decides(other, root)["experiments"] == keys.decides(SOURCE, root)["experiments"]
 
 
 def test_the_data_folder_is_the_one_that_is_named(root, tmp_path_factory):
