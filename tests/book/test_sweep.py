@@ -296,16 +296,17 @@ def test_an_interrupt_ends_the_kernels_and_keeps_what_is_finished(book, cluster,
     out = tmp_path / "out"
     (book / "grid.yaml").write_text("- {a: 1, seconds: 0.0}\n- {a: [2, 3], seconds: 600.0}\n")
     script = (
-        "import pathlib, signal, sys; from gradleak_lib.book import chapters, cli;"
+        "import functools, pathlib, signal, sys; from gradleak_lib.book import cli, sweep;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "chapters.project_root = lambda: pathlib.Path(sys.argv[1]);"
+        "sweep.plan_sweep = functools.partial(sweep.plan_sweep, root=pathlib.Path(sys.argv[1]));"
         "cli.app(['sweep', '01', '--grid', sys.argv[1] + '/grid.yaml', '--out', *sys.argv[2:]])"
     )
     where = ["--address", cluster(2)[0]] if far else ["--jobs", "2"]
     words = [sys.executable, "-c", script, str(book), str(out), *where]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: len(list(tmp_path.glob("log.*"))) == 3 and list(out.glob("points/*.ipynb")), 300)
+        three = lambda: len(list(tmp_path.glob("log.*"))) == 3 and list(out.glob("points/*.ipynb"))  # noqa: E731
+        until(lambda: process.poll() is not None or three(), 300)
         process.send_signal(signal.SIGTERM if far else signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
     finally:
