@@ -4,13 +4,15 @@ All changes are planned in each run, and some of them executed at smoke size: ot
 ``GRADLEAK_PARAMETERS=all`` all are, or those of some chapters with ``GRADLEAK_PARAMETERS=02,04``, which takes hours.
 """
 
+import functools
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradleak_lib.book import chapters, execution, parameters, planning, results
+from gradleak_lib.book import chapters, execution, keys, parameters, planning, results
 
 ROOT = results.ROOT
 DRAWN = 1
@@ -32,23 +34,44 @@ def others(value: Any) -> Iterator[Any]:
             yield from ([2 * entry for entry in value], [1], [0], [-1])
 
 
+def allowed(parameter: parameters.Parameter) -> Iterator[Any]:
+    """What a parameter's limits name: its words, or the least number; neither the machine nor its own set's name."""
+    if parameter.name in ("device", "profile"):
+        return
+    if parameter.kind is str and (words := re.search("one of ([^;]+)", parameter.limits)):
+        yield from words[1].split(", ")
+    if parameter.kind in (int, float) and (
+        least := re.match("(-?[0-9.e-]+) (or more|to )", parameter.limits)
+    ):
+        yield parameter.kind(float(least[1]))
+
+
 def changes() -> Iterator[tuple[str, str, Any]]:
     for source in chapters.chapter_sources(ROOT):
         smoke = planning.profile_parameters("smoke", source, ROOT)
         for name, parameter in parameters.declared(source).items():
-            now = smoke.get(name, parameter.default)
-            for value in others(now):
-                if value != now:
+            tried = [smoke.get(name, parameter.default)]
+            for value in [*allowed(parameter), *others(tried[0])]:
+                if value not in tried:
+                    tried.append(value)
                     yield source.stem, name, value
 
 
 CHANGES = list(changes())
 
 
+@functools.cache
+def depends(source: Path) -> dict[str, str]:
+    return keys.decides(source.read_text(encoding="utf-8"), ROOT)
+
+
 def planned(chapter: str, name: str, value: Any) -> planning.Run | None:
     """The run with one parameter changed; None where a sentence refuses it."""
+    source = ROOT / "notebooks" / f"{chapter}.md"
     try:
-        [run] = planning.plan([chapter], {name: value}, profile="smoke", root=ROOT)
+        run = planning.plan_one(
+            source, {name: value}, profile="smoke", root=ROOT, data=None, depends=depends(source)
+        )
     except chapters.UsageError as error:
         said = str(error)
     else:

@@ -117,7 +117,7 @@ def site(tmp_path_factory) -> Path:
             shutil.copytree(ROOT / name, clone / name, ignore=unwanted)
     for name in ("_config.yml", "_toc.yml", "constraints.txt", "CHANGELOG.md"):
         shutil.copy(ROOT / name, clone)
-    outcomes = execution.run_all(planning.plan([], {}, profile="smoke", root=clone))
+    outcomes = execution.run_all(planning.plan([], {}, profile="smoke", root=clone), jobs=2)
     assert not [outcome for outcome in outcomes if outcome.error]
     subprocess.run([sys.executable, clone / "book" / "vendor.py"], check=True)
     command = Path(sys.executable).with_name("jupyter-book")
