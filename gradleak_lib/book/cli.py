@@ -96,7 +96,9 @@ def run(
         raise _fail(error) from None
     _warn_of_profile(profile)
     if profile == "smoke" and (data or os.environ.get("GRADLEAK_DATA")):
-        said = "the smoke profile looks at no data set but the embedded ones, unless a parameter names another"
+        said = (
+            "the smoke profile looks at no data set but the embedded ones, unless a parameter names another"
+        )
         err.print(f"gradleak: {said}", style="yellow")
     # A run that is to be recorded has to happen.
     due = [one for one in runs if force or record or not one.up_to_date]

@@ -5,8 +5,9 @@ A line of that cell says all of it::
     sizes: list[int] = [1, 8, 64]  # batch sizes (1 or more; at least 2 of them)
 
 The type is Python's, the default a literal, and the limits stand in parentheses at the end of the comment: ``1 or
-more``, ``0 to 1``, ``above 0``, ``one of cpu, cuda``; for a list they hold for each of its numbers or words. How many
-there are is said by ``at least 2 of them`` (1 unless said), ``may be empty`` and, for lists of lists, ``3 in each``.
+more``, ``0 to 1``, ``above 0``, ``one of cpu, cuda``, for pictures ``a folder, or one of photos, places``. For a list
+they hold for each of its numbers or words, and how many there are is said by ``at least 2 of them`` (1 unless said),
+``may be empty`` and, for lists of lists, ``3 in each``.
 """
 
 import ast
@@ -88,12 +89,18 @@ def _rule(text: str) -> Callable[[Any], bool] | None:
         least, most = float(found[1]), float(found[2])
     elif found := re.fullmatch(rf"above {number}", text):
         least, most = math.nextafter(float(found[1]), math.inf), math.inf
-    elif found := re.fullmatch(r"one of (.+)", text):
-        words = found[1].split(", ")
-        return lambda value: str(value) in words
+    elif found := re.fullmatch(r"(a folder, or )?one of (.+)", text):
+        words, folder = found[2].split(", "), bool(found[1])
+        return lambda value: str(value) in words or (folder and not _is_data_set(value))
     else:
         return None
     return lambda value: least <= value <= most
+
+
+def _is_data_set(value: Any) -> bool:
+    from gradleak_lib.data import datasets
+
+    return value in datasets.NAMES
 
 
 def _of_type(value: Any, kind: Any) -> Any:

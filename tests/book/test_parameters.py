@@ -19,6 +19,7 @@ local: list[list[int]] = [[4, 2, 1]]  # of each setting (1 or more; 3 in each; a
 extra: list[str] = []  # other networks (one of ResNet-20, ResNet-18; may be empty)
 device: str = "auto"  # (one of auto, cpu, cuda)
 real: bool = True  # whether (in doubt, yes)
+images: str = "photos"  # (a folder, or one of photos, places)
 """
 THERE = parameters.read_cell(CELL.replace("[[4, 2, 1]]", "[[4, 2, 1], [1, 1, 1]]"))
 
@@ -32,6 +33,7 @@ def test_a_cell_says_names_types_defaults_and_limits():
         "extra": [],
         "device": "auto",
         "real": True,
+        "images": "photos",
     }
     assert THERE["bins"].limits == "2 or more"
     assert THERE["local"].kind == list[list[int]]
@@ -59,6 +61,7 @@ def test_a_cell_says_names_types_defaults_and_limits():
         ({"extra": ["VGG"]}, "it must hold one of ResNet-20, ResNet-18"),
         ({"device": "tpu"}, "it must be one of auto, cpu, cuda"),
         ({"real": 1}, "must be of type bool"),
+        ({"images": "digits"}, "'images' is 'digits'; it must be a folder, or one of photos, places"),
     ],
 )
 def test_what_cannot_stand_there_is_one_sentence(given, message):
@@ -66,6 +69,11 @@ def test_what_cannot_stand_there_is_one_sentence(given, message):
         parameters.checked("01-one", given, THERE)
     assert str(failure.value).startswith("01-one")
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("value", ["places", "~/Pictures/holiday", "digits of mine"])
+def test_pictures_may_be_in_a_folder(value):
+    assert parameters.checked("01-one", {"images": value}, THERE) == {"images": value}
 
 
 def test_words_of_a_command_line_become_numbers_and_lists():
