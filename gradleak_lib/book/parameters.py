@@ -5,7 +5,7 @@ A line of that cell says all of it::
     sizes: list[int] = [1, 8, 64]  # batch sizes (1 or more; at least 2 of them)
 
 The type is Python's, the default a literal, and the limits stand in parentheses at the end of the comment: ``1 or
-more``, ``0 to 1``, ``above 0``, ``one of cpu, cuda``, for pictures ``a folder, or one of photos, places``. For a list
+more``, ``0 to 1``, ``above 0``, ``one of cpu, cuda``, for pictures ``a folder, or one of photos, places``. In a list
 they hold for each of its numbers or words, and how many there are is said by ``at least 2 of them`` (1 unless said),
 ``may be empty`` and, for lists of lists, ``3 in each``.
 """

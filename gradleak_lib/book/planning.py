@@ -145,6 +145,11 @@ def plan_one(
     """
     if profile not in PROFILES:
         raise UsageError(f"profile is {profile!r}; it must be one of: {', '.join(PROFILES)}")
+    if parameters.get("profile", profile) != profile:
+        raise UsageError(
+            f"{source.stem}: parameter 'profile' is {parameters['profile']!r}, which alone would change nothing but "
+            "the name: choose a profile with --profile"
+        )
     environment = {"GRADLEAK_PROFILE": profile}
     if data is not None:
         environment["GRADLEAK_DATA"] = str(data.resolve())

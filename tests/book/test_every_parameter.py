@@ -35,8 +35,8 @@ def others(value: Any) -> Iterator[Any]:
 
 
 def allowed(parameter: parameters.Parameter) -> Iterator[Any]:
-    """What a parameter's limits name: its words, or the least number; neither the machine nor its own set's name."""
-    if parameter.name in ("device", "profile"):
+    """What a parameter's limits name: its words, or the least number; not the machine, of which there is one."""
+    if parameter.name == "device":
         return
     if parameter.kind is str and (words := re.search("one of ([^;]+)", parameter.limits)):
         yield from words[1].split(", ")

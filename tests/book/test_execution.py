@@ -111,6 +111,8 @@ def test_profiles(root):
     assert run.parameters == {}
     with pytest.raises(chapters.UsageError, match="profile is 'fast'; it must be one of: smoke, cpu, paper"):
         plan(root, profile="fast")
+    with pytest.raises(chapters.UsageError, match="choose a profile with --profile"):
+        plan(root, parameters={"profile": "smoke"})
     with pytest.raises(chapters.UsageError, match="cannot read parameters"):
         plan(root, profile="paper")
     params.write_text("- n\n")

@@ -94,7 +94,7 @@ def test_every_function_that_takes_tensors_has_a_case(outcomes: dict[str, Any]) 
 SOURCES = sorted((ROOT / "notebooks").glob("*.md"))
 
 
-# In every run only the one with the most kinds of networks and of updates.
+# In every run only one, which trains many kinds of networks: together they take minutes.
 @pytest.mark.parametrize(
     "chapter",
     [
