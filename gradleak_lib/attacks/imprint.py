@@ -21,6 +21,7 @@ from gradleak_lib.show import summary
 
 Variant = Literal["cumulative", "sparse"]
 Connection = Literal["addition", "linear"]
+Reduction = Literal["mean", "sum"]
 
 # Bins cover this many standard deviations around the mean, as the authors' first edge of -10 does.
 _SPAN = 10.0
@@ -41,11 +42,16 @@ class Imprint(nn.Module):
         ``"cumulative"``: f is ReLU, row i fires above edge i, and a bin is the difference of two rows.
         ``"sparse"``: f is a hard tanh on [0, 1], and only the samples inside bin i have a gradient in row i.
     connection
-        ``"addition"``: the mean activation is added to every entry of ``x`` (no more parameters).
-        ``"linear"``: a second linear layer maps the activations back to the shape of ``x``.
+        ``"addition"``: the reduced activations are added to every entry of ``x`` (no more parameters).
+        ``"linear"``: a second linear layer maps the activations back to the shape of ``x``; armed, it gives every
+        entry the reduced activations, and what ``x`` was is lost.
+    reduction
+        ``"sum"`` is the paper's: its gradients are ``bins`` times as large. ``"mean"`` keeps the values that the
+        network gets near those of ``x``, so that it can go on training.
     gain
         The paper's c0, positive: scales rows, biases and ceiling; what follows is divided by it, so that the
-        function that the network computes does not change.
+        function that the network computes does not change. The gradient of a row grows as ``1 / gain``. The
+        authors' code has ``connection="linear", reduction="sum", gain=1e-3``.
 
     Raises
     ------
@@ -64,6 +70,7 @@ class Imprint(nn.Module):
         *,
         variant: Variant = "cumulative",
         connection: Connection = "addition",
+        reduction: Reduction = "mean",
         gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -72,9 +79,12 @@ class Imprint(nn.Module):
             raise ValueError(f"variant must be 'cumulative' or 'sparse', got {variant!r}")
         if connection not in ("addition", "linear"):
             raise ValueError(f"connection must be 'addition' or 'linear', got {connection!r}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         if gain <= 0:
             raise ValueError(f"gain must be positive, got {gain}")
         self.shape, self.bins, self.variant, self.gain = tuple(shape), bins, variant, gain
+        self.reduction = reduction
         self.rows = torch.arange(bins)  # those that measure, which the server knows; `disguise` adds others
         features = math.prod(self.shape)
         self.linear = nn.Linear(features, bins)
@@ -88,8 +98,8 @@ class Imprint(nn.Module):
         activation = self.linear(x.flatten(1)).clamp(0, ceiling)
         if self.back is not None:
             return self.back(activation).reshape(x.shape)
-        mean = activation.mean(1) / self.gain
-        return x + mean.reshape(-1, *(1 for _ in self.shape))
+        reduced = activation.mean(1) if self.reduction == "mean" else activation.sum(1)
+        return x + (reduced / self.gain).reshape(-1, *(1 for _ in self.shape))
 
 
 @torch.no_grad()
@@ -138,7 +148,7 @@ def arm(imprint: Imprint, measurement: Tensor, edges: Tensor) -> Imprint:
     bias.copy_(-scale * lower)
     if imprint.back is not None:
         # Equal outgoing weights: Eq. 4 needs every row to receive the same signal from the loss.
-        imprint.back.weight.fill_(1 / (imprint.bins * imprint.gain))
+        imprint.back.weight.fill_(1 / (imprint.gain * (imprint.bins if imprint.reduction == "mean" else 1)))
         imprint.back.bias.zero_()
     return imprint
 
@@ -150,6 +160,7 @@ def from_public(
     measurement: Tensor | None = None,
     variant: Variant = "cumulative",
     connection: Connection = "addition",
+    reduction: Reduction = "mean",
     gain: float = 1.0,
 ) -> Imprint:
     """Build an imprint and arm it for data like these: what a server does that has public images of the same kind.
@@ -162,7 +173,7 @@ def from_public(
         At least 2; bins of equal mass on the public samples.
     measurement
         As for `arm`; None: the mean brightness.
-    variant, connection, gain
+    variant, connection, reduction, gain
         As for `Imprint`.
 
     Returns
@@ -181,7 +192,7 @@ def from_public(
     """
     shape = public.shape[1:]
     with seeded(None):  # parameters that are about to be set
-        layer = Imprint(shape, bins, variant=variant, connection=connection, gain=gain)
+        layer = Imprint(shape, bins, variant=variant, connection=connection, reduction=reduction, gain=gain)
     measurement = mean_brightness(shape) if measurement is None else measurement
     return arm(layer, measurement, bins_from_public(measure(public, measurement), bins))
 

@@ -269,6 +269,120 @@ def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..
 
 
 @app.command()
+def study(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="'rtf-fig-3', 'rtf' for all of a paper; all if none."),
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Say what is recorded, and what it costs.")] = False,
+    size: Annotated[str, typer.Option(help="Which points: smoke, cpu or paper.")] = "paper",
+    device: Annotated[str, typer.Option(help="auto takes a GPU if there is one; cpu, cuda.")] = "auto",
+    jobs: Annotated[
+        int | None, typer.Option(help="How many points at a time on this machine; as many as cores if none.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="A dask scheduler; this machine if none.")
+    ] = None,
+    check: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute N recorded points again, and compare.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Begin no point after so many.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For the results; beside the study if none.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and do nothing.")] = False,
+) -> None:
+    """Compute what is missing of the studies that decide claims. What is finished is left alone."""
+    for ending in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, ending):
+            signal.signal(getattr(signal, ending), signal.default_int_handler)
+    from gradleak_lib import models
+    from gradleak_lib.book import execution, study_run
+    from gradleak_lib.book.chapters import UsageError
+    from gradleak_lib.book.studies import load_studies, read_record
+
+    try:
+        studies = load_studies(names or [])
+        if listing:
+            _list_studies(studies, size)
+            return
+        device = models.choose_device(device).type
+        if check is not None:
+            differ = 0
+            for one in studies:
+                lines = study_run.check(one, check, size=size, device=device, data=data)
+                differ += len(lines)
+                out.print("\n".join(lines) or f"{one.name}: {check} points as recorded", markup=False)
+                sys.stdout.flush()
+            if differ:
+                raise typer.Exit(1)
+            return
+        records = [read_record(one, size, folder and folder / one.name) for one in studies]
+        missing = sum(len(record.missing) for record in records)
+        for record in records:
+            total = len(record.study.points(size))
+            out.print(f"{record.study.name}: {total - len(record.missing)} of {total} points finished")
+        if dry_run:
+            return
+        show, on_end = _points_bar(missing)
+        failed = []
+
+        def ended(point: study_run.Ended) -> None:
+            told = ", ".join(f"{name}={value}" for name, value in point.point.items())
+            outcome = execution.Outcome(point.study.name, point.seconds, point.error)
+            failed.extend([point] if point.error else [])
+            on_end(f"{point.study.name}, {told}", outcome)
+
+        with show:
+            records = study_run.run(
+                studies,
+                size=size,
+                device=device,
+                jobs=execution.cores() if jobs is None else jobs,
+                address=address,
+                data=data,
+                out=folder,
+                minutes=minutes,
+                on_end=ended,
+            )
+    except (UsageError, OSError, ValueError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        raise _fail(
+            "interrupted; what is finished stays, and the same command goes on from there", 130
+        ) from None
+    left = sum(len(record.missing) for record in records)
+    out.print(f"{missing - left} points computed, {left} left")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _list_studies(studies: Sequence[Any], size: str) -> None:
+    """Print a line a study: how much is recorded, minutes, and the verdicts."""
+    from gradleak_lib.book.studies import read_record
+    from gradleak_lib.book.study_run import code_of
+
+    for one in studies:
+        if size not in one.grids:
+            out.print(f"{one.name}: has no size {size}")
+            continue
+        record = read_record(one, size)
+        total = len(one.points(size))
+        state = "recorded" if record.complete else f"{total - len(record.missing)} of {total} points"
+        said = [
+            f"{record.minutes:.0f} min" if record.seconds else f"about {one.minutes:.0f} min on two cores"
+        ]
+        if record.runs:
+            said.append(f"{record.runs[-1]['date'][:10]}, {record.runs[-1]['device']}")
+            if any(run["code"] != code_of(one) for run in record.runs):
+                said.append("by other code than today's; --check says whether that matters")
+        if record.complete:
+            said += [f"{claim} {record.verdict(claim).grade}" for claim in one.claims]
+        out.print(f"{one.name}: {state}; {'; '.join(said)}", markup=False)
+
+
+@app.command()
 def scorecard(
     which: Annotated[
         list[str] | None,

@@ -6,23 +6,20 @@ never runs again.
 """
 
 import contextlib
-import logging
-import pickle
 import platform
-import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
-from gradleak_lib.book import chapters, keys, planning
+from gradleak_lib.book import chapters, cluster, keys, planning
 from gradleak_lib.book.chapters import UsageError
 from gradleak_lib.book.execution import Kernels, Outcome, check_writable, execute, write
 from gradleak_lib.book.planning import Run
@@ -32,7 +29,6 @@ from gradleak_lib.files import write_whole
 if TYPE_CHECKING:
     from distributed import Client
 
-IN_FLIGHT = 256  # points that the scheduler knows at a time, each with the text of the notebook
 # Of this process: the kernel of each point that runs, by its sweep and its key, and the sweeps that were interrupted.
 _kernels: dict[tuple[str, str], Kernels] = {}
 _stopped: set[str] = set()
@@ -181,100 +177,35 @@ def sweep(
 
     if due:
         data = None if data is None else data.resolve()  # workers run in other folders
-        with _connect(address, jobs) as client:
+        # Threads suffice: each waits for a kernel, which is a process of its own.
+        with cluster.connect(address, jobs, processes=False) as client:
             check_writable(path.parent for point in due for path in (point.run.target, point.run.failed))
-            if not client.scheduler_info()["workers"]:
-                print(f"no worker at {address} yet; the sweep begins with the first", file=sys.stderr)
             _execute_all(client, due, data=data, on_end=ended)
     return [outcomes[point.run.key] for point in points]
-
-
-@contextlib.contextmanager
-def _connect(address: str | None, jobs: int) -> Iterator["Client"]:
-    """A client of the cluster at the address, or of one in this process."""
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise UsageError(
-            "a sweep needs dask.distributed: pip install -c constraints.txt -e '.[scale]'"
-        ) from None
-    if address is not None:
-        try:
-            client = Client(address, timeout=20, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"no dask scheduler answers at {address}: {' '.join(str(error).split())}"
-            ) from None
-        with client:
-            yield client
-        return
-    # Threads suffice: each waits for a kernel, which is a process of its own. Nobody outside needs to look in.
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=jobs,
-            processes=False,
-            memory_limit=0,
-            silence_logs=logging.ERROR,
-            dashboard_address=None,
-            worker_dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
 
 
 def _execute_all(
     client: "Client", points: Sequence[Point], *, data: Path | None, on_end: Callable[[Point, Outcome], None]
 ) -> None:
-    """Submit points and write each as it ends. One whose worker is killed goes to another worker by itself."""
-    from distributed import as_completed
-
+    """Submit points and write each as it ends."""
     source = points[0].run.source.read_text(encoding="utf-8")
     here = versions(source, data)
     # Each sweep names its own tasks: another one of the same points, on the same cluster, may be interrupted.
     name = uuid.uuid4().hex
     by_task = {f"gradleak-{name}-{point.run.key}": point for point in points}
-    pending: dict[str, Any] = {}
-    waiting = iter(by_task.items())
-
-    def task(packed: bytes) -> "tuple[Outcome, str]":  # an annotation that is no text would travel, too
-        # Travels as it stands: on a worker without gradleak the pack fails to open here, as the error of this point.
-        import pickle
-
-        from gradleak_lib.book.sweep import execute_point
-
-        return execute_point(*pickle.loads(packed))
-
-    def submit(key: str, point: Point) -> Any:
-        packed = pickle.dumps((point.run, source, here, data, name))
-        # What comes first in the grid runs first.
-        pending[key] = client.submit(task, packed, key=key, pure=False, priority=-len(pending) - len(done))
-        return pending[key]
-
-    done: list[str] = []
+    calls = {key: (point.run, source, here, data, name) for key, point in by_task.items()}
     try:
-        futures = as_completed([submit(*one) for one in islice(waiting, IN_FLIGHT)], loop=client.loop)
-        for future in futures:
-            point = by_task[future.key]
-            if future.cancelled():
-                outcome = Outcome(point.run.name, 0.0, "CancelledError: the scheduler has gone")
-            elif failure := future.exception():
-                said = " ".join(str(failure).split())
-                outcome = Outcome(point.run.name, 0.0, f"{type(failure).__name__}: {said}")
-            else:
-                outcome = write(point.run, *future.result())
-            future.release()  # what is here would be computed again if its worker died while we hold it
-            done.append(future.key)
-            del pending[future.key]
-            for one in islice(waiting, 1):
-                futures.add(submit(*one))
-            on_end(point, outcome)
+        with contextlib.closing(cluster.each(client, execute_point, calls)) as ends:
+            for key, result in ends:
+                point = by_task[key]
+                if isinstance(result, BaseException):
+                    said = " ".join(str(result).split())
+                    outcome = Outcome(point.run.name, 0.0, f"{type(result).__name__}: {said}")
+                else:
+                    outcome = write(point.run, *result)
+                on_end(point, outcome)
     except BaseException:
-        # The scheduler may have gone; what went wrong first is to be said.
         with contextlib.suppress(Exception):
-            client.cancel(list(pending.values()), force=True)
             client.run(stop_points, name)
         raise
 

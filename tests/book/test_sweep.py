@@ -130,7 +130,7 @@ def test_keys_are_those_of_gradleak_run(book, tmp_path):
 
 
 def test_one_point_that_raises_and_one_whose_kernel_dies(book, gradleak, tmp_path, log, monkeypatch):
-    monkeypatch.setattr(sweep, "IN_FLIGHT", 2)
+    monkeypatch.setattr("gradleak_lib.book.cluster.IN_FLIGHT", 2)
     out = tmp_path / "out"
     words = ("sweep", "01", "--grid", book / "grid.yaml", "--jobs", "2", "--out", out)
     dry = gradleak(*words, "--dry-run")
