@@ -134,8 +134,8 @@ def linear_model(*, batch: int, images: int = 64, data: Data = "imagenet", devic
     Returns
     -------
     list of dict
-        ``image`` (its class, of which it is the only one), ``psnr``, and ``cleaned``: the PSNR after the row of an absent
-        class has been subtracted, which takes away what the softmax sends to all rows.
+        ``image`` (its class, of which it is the only one), ``psnr``, and ``cleaned``: the PSNR after the row of an
+        absent class has been subtracted, which takes away what the softmax sends to all rows.
     """
     some, _ = draw(data, images, batch)
     labels = some.labels if data == "imagenet" else torch.arange(images)  # there, no class occurs twice
