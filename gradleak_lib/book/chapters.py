@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+REPLICATION = "-replication"  # ends the name of a page that draws all figures and tables of its chapter's paper
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -54,7 +55,7 @@ def project_root() -> Path:
 
 def chapter_sources(root: Path) -> list[Path]:
     """Return the chapters' sources, in the book's order."""
-    return sorted((root / "notebooks").glob("[0-9]*-*.md"))
+    return sorted((root / "notebooks").glob("[0-9]*-*.md"), key=lambda path: path.stem)
 
 
 def executed_chapters(root: Path) -> list[Path]:
@@ -78,7 +79,8 @@ def find_chapter(name: str, root: Path) -> Path:
     Parameters
     ----------
     name : str
-        A number ("4" or "04"), a name ("04-robbing-the-fed") or the path of the source.
+        A number ("4" or "04"), a name ("04-robbing-the-fed") or the path of the source. A replication page is named
+        ("04-robbing-the-fed-replication", or "04-replication").
     root : Path
         The clone.
 
@@ -90,7 +92,8 @@ def find_chapter(name: str, root: Path) -> Path:
     sources = chapter_sources(root)
     for source in sources:
         stem = source.stem
-        if name == stem or name.zfill(2) == stem.split("-")[0] or Path(name).resolve() == source.resolve():
+        short = stem.split("-")[0] + (REPLICATION if stem.endswith(REPLICATION) else "")
+        if name == stem or name.zfill(len(short)) == short or Path(name).resolve() == source.resolve():
             return source
     known = ", ".join(source.stem for source in sources) or "none"
     raise UsageError(f"no chapter {name!r}; there are: {known}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -23,13 +23,15 @@ TABLE = "gradleak-claims"  # marks the output that shows a chapter's findings
 Measured = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 NOT_MEASURED = "not measured in this run"
 # Each verdict with its rule; the first that fits counts. A claim holds in a setting if the mean of what was measured
-# there lies in the claim's interval; one without an interval cannot be tested.
+# there lies in the claim's interval; one without an interval cannot be tested. These are the grades of claims that
+# the build judges; those that a study decides have `gradleak_lib.book.estimates.GRADES`.
 VERDICTS = {
     "reproduced": "it holds in every setting that was tried",
     "reproduced in trend": "it holds in at least half of the settings",
     "not reproduced": "it holds in fewer; or in none, but our measurements do not exclude it: in some setting "
     "the 95 % interval of their mean (Student's t) reaches into the claim's interval",
     "contradicted": "it holds in no setting, and our measurements exclude it",
+    "undecided": "the 95 % interval of a study lies across the border, or its control failed",
     NOT_MEASURED: "its section needs data, or parameters, that this run had not",
     "not testable here": "it needs data or machines that this build has not; its number is the paper's own",
 }
@@ -52,25 +54,29 @@ class Claim:
     claim
         The claim in our words.
     measured
-        What we measure to check it.
+        What we measure to check it; empty where a study decides, which says so itself.
     unit
         Unit of the paper's number and of ours.
     number
         The paper's own number; None where it gives none.
     holds
         Closed interval of measured values under which the claim holds, None for an open end; None as a whole for
-        a claim that cannot be checked here and is only cited.
+        a claim that cannot be checked here and is only cited, or that a study decides.
+    amended
+        How the rule was changed after a number was known, the first change first: ``date``, ``why``, and ``before``,
+        the rule that stood there, with its ``verdict`` where it is known.
     """
 
     id: str
     paper: str
     where: str
     claim: str
-    measured: str
+    measured: str = ""
     data: str = ""
     unit: str = ""
     number: float | None = None
     holds: tuple[float | None, float | None] | None = None
+    amended: tuple[Mapping[str, Any], ...] = ()
 
     def admits(self, low: float, high: float) -> bool:
         """Whether some value from ``low`` to ``high`` is one under which the claim holds."""
@@ -144,7 +150,8 @@ def load_claims(paper: str | None = None, *, path: Path = CLAIMS) -> dict[str, C
     claims: dict[str, Claim] = {}
     for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
         try:
-            claim = Claim(**(entry | {"holds": tuple(entry["holds"]) if entry.get("holds") else None}))
+            holds = tuple(entry["holds"]) if entry.get("holds") else None
+            claim = Claim(**(entry | {"holds": holds, "amended": tuple(entry.get("amended", ()))}))
         except TypeError as error:
             raise ValueError(f"{path.name}: {entry.get('id', entry)}: {error}") from error
         if claim.id in claims:
@@ -209,7 +216,16 @@ def bundle(findings: Sequence[Finding]) -> dict[str, str]:
     return {"text/html": rows, "text/plain": headline(findings)}
 
 
-def headline(findings: Iterable[Finding]) -> str:
+class Judged(Protocol):
+    """What has a verdict: a finding of the build, or the decision of a study."""
+
+    @property
+    def verdict(self) -> str:
+        """The grade."""
+        ...
+
+
+def headline(findings: Iterable[Judged]) -> str:
     """``"29 claims: 15 reproduced, 5 reproduced in trend, 8 contradicted, 1 not testable here"``."""
     verdicts = Counter(finding.verdict for finding in findings)
     parts = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS if verdicts[name])

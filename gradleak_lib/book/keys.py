@@ -32,15 +32,16 @@ def decides(source: str, root: Path, data: Path | None = None) -> dict[str, str]
     Returns
     -------
     dict
-        ``chapter`` (its code), ``science``, ``experiments`` (those that it calls), ``results`` (those recorded ones
-        that it names), ``packages``, ``Python`` and ``data sets``. Two machines that agree in all of them compute the
+        ``chapter`` (its code), ``science``, ``experiments`` (those that it calls), ``results`` (recorded ones, and
+        studies, that it names), ``packages``, ``Python`` and ``data sets``. Two machines that agree in all of them compute the
         same points of a sweep.
     """
     cells = [cell.code for cell in code_cells(source)]
     library = root / "gradleak_lib"
     science = [path for name in SCIENCE for path in (library / f"{name}.py", *(library / name).rglob("*.py"))]
     trees = [tree for code in cells if (tree := _parsed(code)) is not None]
-    results = [path for path in (root / "results").rglob("[!0-9]*.json") if _names(trees, path)]
+    results = [path for path in (root / "results").rglob("[!0-9]*.json") if _names(trees, path.stem)]
+    results += [path for path in (root / "studies").glob("*/*.*") if _names(trees, path.parent.name)]
     pins = (
         (root / "constraints.txt").read_text(encoding="utf-8") if (root / "constraints.txt").is_file() else ""
     )
@@ -49,7 +50,7 @@ def decides(source: str, root: Path, data: Path | None = None) -> dict[str, str]
         "science": _of_files(science, library),
         "experiments": _of_files(experiments_of(trees, library), library),
         "results": _hash(
-            f"{path.relative_to(root).as_posix()} {path.read_text()}" for path in sorted(results)
+            f"{path.relative_to(root).as_posix()} {path.read_bytes()!r}" for path in sorted(results)
         ),
         "packages": _hash(line for line in pins.splitlines() if line.strip() and not line.startswith("#")),
         "Python": platform.python_version(),
@@ -105,13 +106,13 @@ def _imported_experiments(tree: ast.Module) -> set[str]:
     return {name.removeprefix("gradleak_lib.experiments.").split(".")[0] for name in names}
 
 
-def _names(trees: Iterable[ast.Module], path: Path) -> bool:
-    """Whether code names a recorded result: as a string, or by the start of one that ends in a value."""
+def _names(trees: Iterable[ast.Module], result: str) -> bool:
+    """Whether code names a recorded result or a study: as a string, or by the start of one that ends in a value."""
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Constant) and node.value in (path.stem, path.name):
+        if isinstance(node, ast.Constant) and node.value in (result, f"{result}.json"):
             return True
         first = node.values[0] if isinstance(node, ast.JoinedStr) and node.values else None
-        if isinstance(first, ast.Constant) and path.stem.startswith(str(first.value)):
+        if isinstance(first, ast.Constant) and result.startswith(str(first.value)):
             return True
     return False
 

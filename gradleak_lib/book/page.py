@@ -3,25 +3,29 @@
 A chapter begins with ``page = Page("02-llg", globals(), paper="wainakh2022llg")`` after the cell of its parameters.
 """
 
+import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import joblib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from myst_nb import glue
 from pandas.io.formats.style import Styler
 
 from gradleak_lib import models
-from gradleak_lib.book import claims, plots, results
-from gradleak_lib.book.chapters import find_chapter, project_root
+from gradleak_lib.book import claims, plots, results, scorecard, studies, study_run
+from gradleak_lib.book.chapters import REPLICATION, UsageError, find_chapter, project_root
+from gradleak_lib.book.execution import cores
 from gradleak_lib.book.parameters import checked, declared
 from gradleak_lib.book.planning import command_of
+from gradleak_lib.book.studies import Record
 
 
 class Page:
@@ -58,6 +62,7 @@ class Page:
         self.chapter = chapter
         self.device = models.choose_device(self.parameters.get("device", "cpu"))
         self._claims, self._findings = claims.load_claims(paper), dict[str, claims.Finding]()
+        self._records: dict[str, Record] = {}
         self._all_wanted = paper is not None
         if threads is not None:
             torch.set_num_threads(threads)
@@ -121,6 +126,88 @@ class Page:
         ordered = [self._findings[name] for name in wanted]
         self.say(**{claims.HEADLINE: claims.headline(ordered)})
         claims.show(ordered)
+
+    def study(self, name: str) -> Record:
+        """Return what is known of a study, and mark this section as the one that draws it.
+
+        With the parameter ``studies`` at ``"run"``, all studies of the chapter are first run at the size that the
+        parameter ``size`` says, where points are missing; otherwise what is recorded at the paper's size is drawn.
+
+        Raises
+        ------
+        UsageError
+            If nothing is recorded, or the record was made under other rules.
+        """
+        if not self._records:
+            self._records = self._run_studies() if self.parameters.get("studies") == "run" else {}
+        if name not in self._records:
+            [study] = studies.load_studies([name])
+            self._records[name] = studies.read_record(study)
+        record = self._records[name]
+        if not record.seconds:
+            raise UsageError(f"{name}: nothing is recorded yet; `gradleak study {name}` runs it")
+        display({}, raw=True, metadata={scorecard.STUDIES: [name]})
+        return record
+
+    def _run_studies(self) -> dict[str, Record]:
+        chapter = self.chapter.removesuffix(REPLICATION)
+        mine = [one for one in studies.load_studies() if one.chapter == chapter]
+        size = self.parameters["size"]
+        found = study_run.run(mine, size=size, device=self.device.type, jobs=cores())
+        return {one.study.name: one for one in found}
+
+    @contextlib.contextmanager
+    def figure(self, name: str, **options: Any) -> Iterator[tuple[pd.DataFrame, Any]]:
+        """Give the rows of a study and axes to draw them into; the figure is shown, with its provenance under it.
+
+        ``options`` are those of `matplotlib.pyplot.subplots`.
+        """
+        record = self.study(name)
+        _, axes = plt.subplots(**options)
+        yield record.rows, axes
+        plt.show()
+        display(Markdown(self.source(record)))
+
+    def lines(self, name: str, x: str, y: str, *, rows: str = "", hue: str | None = None, **labels: Any) -> None:
+        """Draw a study: the mean of a value over units, with a band of its 95 % interval, and provenance under it.
+
+        Parameters
+        ----------
+        name
+            The study.
+        x, y, hue
+            Columns, or expressions of columns, as `pandas.DataFrame.eval` takes them.
+        rows
+            Which rows, as `pandas.DataFrame.query` takes it; empty: all.
+        labels
+            What `matplotlib.axes.Axes.set` takes: ``xlabel``, ``ylabel``, ``xscale``, ``ylim``.
+        """
+        with self.figure(name) as (table, ax):
+            some = table.query(rows) if rows else table
+            drawn = pd.DataFrame({column: some.eval(column) for column in (x, y, hue) if column is not None})
+            plots.lines(drawn, x, y, hue=hue, ax=ax)
+            ax.set(**labels)
+
+    def source(self, record: Record) -> str:
+        """Say in a line of Markdown where the numbers of a study come from, and how to repeat them."""
+        study, run = record.study, record.runs[-1]
+        command = f"`gradleak study {study.name}`"
+        if self.parameters.get("studies") == "run":
+            return f"*Computed at size {record.size} on {run['device']}; {command} computes it at the paper's size.*"
+        done = "" if record.complete else f", {len(record.seconds)} of {len(study.points('paper'))} points so far"
+        return (
+            f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {record.minutes:.0f} minutes of one core, "
+            f"{run['device']}, commit {run['commit']}. {command} repeats it.*"
+        )
+
+    def decisions(self, *names: str) -> None:
+        """Display the claims that some studies decide: the rule of each, what was found, and the verdict."""
+        found: list[scorecard.Decision] = []
+        for name in names:
+            record = self.study(name)
+            found += scorecard.decide(self._claims, [record]).values()
+        html = scorecard.table(found).to_html(index=False, border=0, classes="claims")
+        display({"text/html": html, "text/plain": claims.headline(found)}, raw=True)
 
     def provenance(self, **more: str) -> Styler:
         """Return the table with which a chapter ends: when and with what it was made, and how to repeat it."""

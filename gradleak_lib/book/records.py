@@ -11,7 +11,7 @@ from typing import Any
 
 from gradleak_lib.book import scorecard
 from gradleak_lib.book.chapters import UsageError, provenance_of
-from gradleak_lib.book.claims import Claim, as_json, from_json
+from gradleak_lib.book.claims import Claim, Finding, as_json, from_json
 from gradleak_lib.book.parameters import declared
 from gradleak_lib.book.planning import profile_parameters
 from gradleak_lib.book.results import read_glued
@@ -89,6 +89,7 @@ def write(record: Record, root: Path) -> Path:
     found: dict[str, Any] = {}
     for row in record.rows:
         [section] = row.sections
+        assert isinstance(row.finding, Finding)  # of the build: what a study decides has a record of its own
         found |= as_json([row.finding])
         found[row.finding.claim.id] |= {"title": section.title, "heading": section.heading}
     content = {"run": record.run, "numbers": record.numbers, "claims": found}
@@ -147,6 +148,7 @@ def _measured(record: Record) -> dict[str, Any]:
     }
     numbers |= {name: value for name, value in record.numbers.items() if not name.startswith("run_")}
     for row in record.rows:
+        assert isinstance(row.finding, Finding)
         for name, values in row.finding.settings.items():
             numbers[", ".join(filter(None, (row.finding.claim.id, name)))] = list(values)
     return numbers
