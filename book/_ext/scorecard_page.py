@@ -5,6 +5,7 @@ A claim without a finding is a warning, and so fails the build.
 
 import functools
 import html
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -16,11 +17,15 @@ from sphinx.util import logging
 from tables import MystDirective, escape, list_table
 
 from gradleak_lib.book import records, scorecard
-from gradleak_lib.book.claims import NOT_MEASURED, VERDICTS, headline, load_claims, number, rule
+from gradleak_lib.book.claims import VERDICTS, Finding, headline, load_claims, number, rule
+from gradleak_lib.book.estimates import GRADES, Verdict
 from gradleak_lib.book.planning import PROFILES
 
 logger = logging.getLogger(__name__)
-BADGES = dict(zip(VERDICTS, ("success", "info", "warning", "danger", "muted", "muted"), strict=True))
+OF_BUILD = [name for name in VERDICTS if name != "undecided"]  # grades that an executed chapter gives
+BADGES = dict(
+    zip(VERDICTS, ("success", "info", "warning", "danger", "secondary", "muted", "muted"), strict=True)
+)
 
 
 @functools.cache
@@ -49,7 +54,7 @@ class OfPapers(MystDirective):
     def found(self) -> tuple[scorecard.Row, ...]:
         """All rows; the page is written anew when a chapter has been executed again."""
         chapters = Path(self.env.srcdir, "book", "chapters")
-        for path in chapters.glob("*.ipynb"):
+        for path in (*chapters.glob("*.ipynb"), *Path(self.env.srcdir, "studies").glob("*/*.*")):
             self.env.note_dependency(str(path))
         return rows(chapters)
 
@@ -85,8 +90,10 @@ class Table(OfPapers):
                 other = recorded(Path(self.env.srcdir, "results"), profile)[1].get(claim.id, "")
                 if other and (profile == "paper" or other != scorecard.ours(row.finding)):
                     lines += self.note(f"{said}: {other}")
-            lines += [*self.note(rule(claim)), *self.note(row.finding.reason)]
+            rules = row.rules if row.study else [rule(claim)]
+            lines += [line for text in (*rules, row.finding.reason) for line in self.note(text)]
             lines += [f"  - {{bdg-{BADGES[row.finding.verdict]}}}`{row.finding.verdict}`"]
+            lines += self.note(f"by study {row.study}" if row.study else scorecard.FROM_BUILD)
             lines += [line for section in row.sections for line in ("", f"    {self.link(section)}")]
         return self.parse([*lines, "```"])
 
@@ -106,14 +113,12 @@ class Summary(OfPapers):
     def run(self) -> list[nodes.Node]:
         """Return the bar and the table."""
         papers = scorecard.by_paper(self.found)
-        lines: list[list[object]] = [
-            ["Verdict", *(self.chapter(mine[0].sections[0]) for mine in papers.values()), "All"]
-        ]
+        lines: list[list[object]] = [["Verdict", *(self.chapter(mine) for mine in papers.values()), "All"]]
         for name in VERDICTS:
             counts = (sum(row.finding.verdict == name for row in mine) for mine in papers.values())
             total = sum(row.finding.verdict == name for row in self.found)
-            if name == NOT_MEASURED and not total:
-                continue  # it says something of a run, and nothing of a paper
+            if not total:
+                continue
             lines.append([f"{{bdg-{BADGES[name]}}}`{name}`", *counts, total])
         lines.append(["claims", *(len(mine) for mine in papers.values()), len(self.found)])
         verdicts = Counter(row.finding.verdict for row in self.found)
@@ -126,17 +131,88 @@ class Summary(OfPapers):
         bar = f'<div class="scorecard-bar" role="img" aria-label="{label}">{parts}</div>'
         return [nodes.raw("", bar, format="html"), *self.parse(list_table(lines, "scorecard-summary"))]
 
-    def chapter(self, section: scorecard.Section) -> str:
-        """A link to the chapter of a section."""
-        return f"[{escape(section.title)}](chapters/{section.chapter}.ipynb)"
+    def chapter(self, rows: list[scorecard.Row]) -> str:
+        """A link to the chapter of some rows."""
+        sections = [row.sections[0] for row in rows if row.sections]
+        return f"[{escape(sections[0].title)}](chapters/{sections[0].chapter}.ipynb)" if sections else ""
 
 
 class Rule(OfPapers):
-    """The verdicts and the rule of each, from where they are computed."""
+    """The verdicts and the rule of each, from where they are computed: those of ``studies``, or of the ``build``."""
+
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Return a list of definitions."""
-        return self.parse([line for name, rule in VERDICTS.items() for line in (name, f": if {rule}.", "")])
+        grades = {"studies": GRADES, "build": VERDICTS}[self.arguments[0]]
+        shown = [
+            (name, rule)
+            for name, rule in grades.items()
+            if self.arguments[0] == "studies" or name in OF_BUILD
+        ]
+        return self.parse([line for name, rule in shown for line in (name, f": if {rule}.", "")])
+
+
+class Changes(OfPapers):
+    """Every claim whose verdict a study has changed: before, now, and why."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        path = Path(self.env.srcdir, "results", "verdicts-before-studies.json")
+        self.env.note_dependency(str(path))
+        before = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        lines: list[list[str]] = [["Claim", "Before", "Now", "Why"]]
+        for row in self.found:
+            claim = row.finding.claim
+            old = before.get(claim.id, {"verdict": "", "ours": ""})
+            if not row.study or (old["verdict"] == row.finding.verdict and claim.id in before):
+                continue
+            was = (
+                f"{badge(old['verdict'])}\n\n{escape(old['ours'])}"
+                if old["verdict"]
+                else "no claim of its own"
+            )
+            now = f"{badge(row.finding.verdict)}\n\n{escape(scorecard.ours(row.finding))}"
+            why = escape(row.finding.reason) or "The experiment, at the paper's size and with an interval."
+            lines.append([f"[{claim.id}](claim-{claim.id}) {escape(claim.claim)}", was, now, why])
+        return self.parse(list_table(lines, "scorecard verdict-changes longtable", "28 22 25 25"))
+
+
+class Amended(OfPapers):
+    """Every rule that was changed after a number was known, with the verdict of both."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        lines: list[list[str]] = [
+            ["Claim", "First rule, and its verdict", "Rule now, and its verdict", "Why"]
+        ]
+        for row in self.found:
+            claim = row.finding.claim
+            now = f"{escape(' '.join(row.rules))}\n\n{badge(row.finding.verdict)}"
+            name = f"[{claim.id}](claim-{claim.id})"
+            for change in claim.amended:
+                old = change["before"]
+                was = f"{escape(old['rule'])}\n\n{badge(old['verdict'])}"
+                lines.append([name, was, now, escape(f"{change['date']}: {change['why']}")])
+            if isinstance(row.finding, scorecard.Decision):
+                for amendment, verdict in row.finding.amended:
+                    was = "none" if verdict is None else of_rule(verdict)
+                    lines.append([name, was, now, escape(f"{amendment.date}: {amendment.why}")])
+        return self.parse(list_table(lines, "scorecard verdict-changes longtable", "12 30 30 28"))
+
+
+def badge(verdict: str) -> str:
+    """A verdict as it is shown everywhere."""
+    return f"{{bdg-{BADGES[verdict]}}}`{verdict}`"
+
+
+def of_rule(verdict: Verdict) -> str:
+    """MyST of a rule that stood before, with what it makes of the same rows."""
+    said = "; ".join(
+        f"{name}: {scorecard.interval_of(one.estimand.holds)} ({scorecard.said(one)})"
+        for name, one in verdict.estimates.items()
+    )
+    return f"{escape(said)}\n\n{badge(verdict.grade)}"
 
 
 class Runs(OfPapers):
@@ -163,7 +239,9 @@ class Same(OfPapers):
         """Return a paragraph."""
         record = recorded(Path(self.env.srcdir, "results"), "cpu")[1]
         here = {
-            row.finding.claim.id: scorecard.ours(row.finding) for row in self.found if row.finding.settings
+            row.finding.claim.id: scorecard.ours(row.finding)
+            for row in self.found
+            if isinstance(row.finding, Finding) and row.finding.settings
         }
         same = sum(record.get(name) == said for name, said in here.items())
         text = f"Of the {len(here)} claims that are measured here, {same} have the recorded digits."
@@ -195,6 +273,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("scorecard-summary", Summary)
     app.add_directive("scorecard-rule", Rule)
     app.add_directive("scorecard-runs", Runs)
+    app.add_directive("verdict-changes", Changes)
+    app.add_directive("rule-changes", Amended)
     app.add_directive("scorecard-same", Same)
     app.add_role("scorecard", count)
     return {"parallel_read_safe": True}

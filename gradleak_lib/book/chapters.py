@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPLICATION = "-replication"  # ends the name of a page that draws all figures and tables of its chapter's paper
+REPLICATION = (
+    "-replication"  # ends the name of a page that draws all figures and tables of its chapter's paper
+)
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

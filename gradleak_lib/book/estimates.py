@@ -5,6 +5,7 @@ unit count as their mean. No grade counts settings.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -162,14 +163,17 @@ def estimate(estimand: Estimand, rows: pd.DataFrame) -> Estimate:
 
 def _bootstrap(arrays: Sequence[np.ndarray], statistic: Any) -> tuple[float, float]:
     """BCa interval; a point where all units agree, and none where there is one unit."""
-    value = float(statistic(*arrays))
     if len(arrays[0]) < 2:
         return math.nan, math.nan
-    if all(np.ptp(array) == 0 for array in arrays):
-        return value, value
-    found = stats.bootstrap(
-        arrays, statistic, paired=len(arrays) > 1, n_resamples=RESAMPLES, vectorized=True, rng=0, batch=1000
-    ).confidence_interval
+    options = {"paired": len(arrays) > 1, "n_resamples": RESAMPLES, "vectorized": True, "batch": 1000}
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            # Where nearly all units agree, BCa has no answer, says so, and the quantiles themselves are taken.
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = stats.bootstrap(arrays, statistic, method=method, rng=0, **options).confidence_interval
+        if not math.isnan(found.low + found.high):
+            break
     return float(found.low), float(found.high)
 
 

@@ -32,9 +32,9 @@ def decides(source: str, root: Path, data: Path | None = None) -> dict[str, str]
     Returns
     -------
     dict
-        ``chapter`` (its code), ``science``, ``experiments`` (those that it calls), ``results`` (recorded ones, and
-        studies, that it names), ``packages``, ``Python`` and ``data sets``. Two machines that agree in all of them compute the
-        same points of a sweep.
+        ``chapter`` (its code), ``science``, ``experiments`` (those that it calls), ``results`` (recorded ones and
+        studies that it names), ``packages``, ``Python`` and ``data sets``. Two machines that agree in all of them
+        compute the same points of a sweep.
     """
     cells = [cell.code for cell in code_cells(source)]
     library = root / "gradleak_lib"

@@ -168,7 +168,9 @@ class Page:
         plt.show()
         display(Markdown(self.source(record)))
 
-    def lines(self, name: str, x: str, y: str, *, rows: str = "", hue: str | None = None, **labels: Any) -> None:
+    def lines(
+        self, name: str, x: str, y: str, *, rows: str = "", hue: str | None = None, **labels: Any
+    ) -> None:
         """Draw a study: the mean of a value over units, with a band of its 95 % interval, and provenance under it.
 
         Parameters
@@ -194,7 +196,11 @@ class Page:
         command = f"`gradleak study {study.name}`"
         if self.parameters.get("studies") == "run":
             return f"*Computed at size {record.size} on {run['device']}; {command} computes it at the paper's size.*"
-        done = "" if record.complete else f", {len(record.seconds)} of {len(study.points('paper'))} points so far"
+        done = (
+            ""
+            if record.complete
+            else f", {len(record.seconds)} of {len(study.points('paper'))} points so far"
+        )
         return (
             f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {record.minutes:.0f} minutes of one core, "
             f"{run['device']}, commit {run['commit']}. {command} repeats it.*"

@@ -245,6 +245,8 @@ def load_study(folder: Path) -> Study:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
         if wrong := (_KEYS - set(written)) | (set(written) - _KEYS - _MORE):
             raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
+        if missing := set(SIZES) - set(written["sizes"]):
+            raise ValueError(f"sizes must have {', '.join(sorted(missing))}")
         needs = written["needs"]
         changes = [
             Amendment(str(one["date"]), one["why"], one.get("claim", ""), one["before"])
@@ -261,7 +263,7 @@ def load_study(folder: Path) -> Study:
             float(needs["minutes"]),
             float(needs["memory"]),
             bool(needs.get("gpu", False)),
-            {size: _grid(written["sizes"][size]) for size in SIZES if size in written["sizes"]},
+            {size: _grid(written["sizes"][size]) for size in SIZES},
             {name: _rule(one) for name, one in written["claims"].items()},
             tuple(changes),
             written.get("remarks") or {},
@@ -374,7 +376,7 @@ def read_record(study: Study, size: str = "paper", folder: Path | None = None) -
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         text = (folder / "rows.csv").read_text(encoding="utf-8")
-        rows = pd.read_csv(io.StringIO(text), float_precision="round_trip", dtype={POINT: str})
+        rows = pd.read_csv(io.StringIO(text), dtype={POINT: str}, engine="python")  # floats to the digit
         seconds, runs, rules = content["seconds"], tuple(content["runs"]), content["rules"]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{folder} holds no record of {study.name}: {error!r}") from None
