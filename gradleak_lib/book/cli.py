@@ -311,7 +311,7 @@ def study(
         if check is not None:
             differ = 0
             for one in studies:
-                lines = study_run.check(one, check, size=size, device=device, data=data)
+                lines = study_run.check(one, check, size=size, device=device, data=data, note=True)
                 differ += len(lines)
                 out.print("\n".join(lines) or f"{one.name}: {check} points as recorded", markup=False)
                 sys.stdout.flush()
@@ -375,7 +375,8 @@ def _list_studies(studies: Sequence[Any], size: str) -> None:
         ]
         if record.runs:
             said.append(f"{record.runs[-1]['date'][:10]}, {record.runs[-1]['device']}")
-            if any(run["code"] != code_of(one) for run in record.runs):
+            by, now = {run["code"] for run in record.runs}, code_of(one)
+            if by != {now} and record.checked.get("code") != now:
                 said.append("by other code than today's; --check says whether that matters")
         if record.complete:
             said += [f"{claim} {record.verdict(claim).grade}" for claim in one.claims]

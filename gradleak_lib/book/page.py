@@ -3,7 +3,9 @@
 A chapter begins with ``page = Page("02-llg", globals(), paper="wainakh2022llg")`` after the cell of its parameters.
 """
 
+import base64
 import contextlib
+import html
 import os
 import time
 import warnings
@@ -190,11 +192,25 @@ class Page:
             plots.lines(drawn, x, y, hue=hue, ax=ax)
             ax.set(**labels)
 
+    def pictures(self, name: str, picture: str, alt: str) -> None:
+        """Display the panels of a recorded picture of a study beside each other, with its provenance under them."""
+        record = self.study(name)
+        if not record.pictures:  # another size was run
+            record = studies.read_record(record.study)
+        panels = [
+            f'<figure><img alt="{html.escape(f"{title.strip()}: {alt}")}" '
+            f'src="data:image/webp;base64,{base64.b64encode((record.study.folder / file).read_bytes()).decode()}">'
+            f"<figcaption>{html.escape(title)}</figcaption></figure>"
+            for title, file in record.pictures[picture].items()
+        ]
+        display({"text/html": f'<div class="panels">{"".join(panels)}</div>', "text/plain": alt}, raw=True)
+        display(Markdown(self.source(record)))
+
     def source(self, record: Record) -> str:
         """Say in a line of Markdown where the numbers of a study come from, and how to repeat them."""
         study, run = record.study, record.runs[-1]
         command = f"`gradleak study {study.name}`"
-        if self.parameters.get("studies") == "run":
+        if record.size != "paper":
             return f"*Computed at size {record.size} on {run['device']}; {command} computes it at the paper's size.*"
         done = (
             ""
@@ -212,8 +228,8 @@ class Page:
         for name in names:
             record = self.study(name)
             found += scorecard.decide(self._claims, [record]).values()
-        html = scorecard.table(found).to_html(index=False, border=0, classes="claims")
-        display({"text/html": html, "text/plain": claims.headline(found)}, raw=True)
+        rows = scorecard.table(found).to_html(index=False, border=0, classes="claims")
+        display({"text/html": rows, "text/plain": claims.headline(found)}, raw=True)
 
     def provenance(self, **more: str) -> Styler:
         """Return the table with which a chapter ends: when and with what it was made, and how to repeat it."""

@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +326,10 @@ class Record:
         Provenance of each run that added points, from the first to the last.
     rules
         Hash of the rules under which the first was made.
+    pictures
+        Of each picture, the file of each panel, by title.
+    checked
+        When points were last computed again by other code, and agreed: date, commit and hash of the code.
     """
 
     study: Study
@@ -334,6 +338,8 @@ class Record:
     seconds: Mapping[str, float]
     runs: tuple[Mapping[str, Any], ...]
     rules: str
+    pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    checked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -388,7 +394,9 @@ def read_record(study: Study, size: str = "paper", folder: Path | None = None) -
         rows.insert(1, name, rows[POINT].map({key: point[name] for key, point in points.items()}))
     order = {key: number for number, key in enumerate(known)}
     rows = rows.sort_values(POINT, key=lambda column: column.map(order), kind="stable", ignore_index=True)
-    return Record(study, size, rows, {key: seconds[key] for key in known}, runs, rules)
+    times = {key: seconds[key] for key in known}
+    more = content.get("pictures", {}), content.get("checked", {})
+    return Record(study, size, rows, times, runs, rules, *more)
 
 
 def check_rules(study: Study, rules: str) -> None:

@@ -1,6 +1,7 @@
 """Computing the points of studies: what is missing, or some of them again to see whether a record can be repeated."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -8,11 +9,11 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
@@ -104,92 +105,153 @@ def run(
     folders = {one.name: one.results(size) if out is None else out / one.name for one in studies}
     records = {one.name: read_record(one, size, folders[one.name]) for one in studies}
     books = {name: _Book(record, folders[name], device, data) for name, record in records.items()}
-    due = [(name, key) for name, record in records.items() for key in record.missing]
     by_name = {one.name: one for one in studies}
+    due = [
+        *((name, key, compute) for name, record in records.items() for key in record.missing),
+        *((name, key, draw) for name, book in books.items() for key in book.missing_pictures),
+    ]
+    due.sort(key=lambda one: list(by_name).index(one[0]))
     end = math.inf if minutes is None else time.time() + 60 * minutes
     where = None if data is None else str(data.resolve())  # workers run in other folders
     if due:
         run_id = uuid.uuid4().hex
         calls, named = {}, {}
-        for name, key in due:
+        for name, key, function in due:
+            study = by_name[name]
+            if function is compute:
+                called, given = study.experiment, study.points(size)[key]
+            else:
+                given = dict(study.pictures[key])
+                called = given.pop("experiment")
             task = f"gradleak-{run_id}-{name}-{key}"
-            point = by_name[name].points(size)[key]
-            named[task] = (name, key, point)
-            calls[task] = (by_name[name].experiment, point, device, where, end)
+            named[task] = (name, key, given)
+            calls[task] = (function, called, given, device, where, end)
         with (
             cluster.connect(address, jobs, processes=True) as client,
-            contextlib.closing(cluster.each(client, compute, calls)) as ends,
+            contextlib.closing(cluster.each(client, _in_time, calls)) as ends,
         ):
             for task, outcome in ends:
-                name, key, point = named[task]
+                name, key, given = named[task]
+                if outcome is None:  # the time was over
+                    continue
                 if isinstance(outcome, BaseException):
                     said = f"{type(outcome).__name__}: {' '.join(str(outcome).split())}"
-                    ended = Ended(by_name[name], point, 0.0, said)
-                elif outcome is None:  # the time was over
-                    continue
+                    ended = Ended(by_name[name], given, 0.0, said)
                 else:
-                    rows, seconds = outcome
-                    books[name].add(key, rows, seconds)
-                    ended = Ended(by_name[name], point, seconds)
+                    found, seconds = outcome
+                    books[name].add(key, found, seconds)
+                    ended = Ended(by_name[name], given, seconds)
                 if on_end is not None:
                     on_end(ended)
     return [read_record(one, size, folders[one.name]) for one in studies]
 
 
-def compute(
-    name: str, point: Mapping[str, Any], device: str, data: str | None, end: float = math.inf
-) -> tuple[list[dict[str, Any]], float] | None:
-    """Compute one point in this process, with one thread: its rows, and the seconds; None after the ``end``."""
+def _in_time(
+    function: Callable[..., Any],
+    name: str,
+    given: Mapping[str, Any],
+    device: str,
+    data: str | None,
+    end: float,
+) -> tuple[Any, float] | None:
+    """Call `compute` or `draw`, and take the seconds; None after the ``end``."""
     if time.time() > end:
         return None
+    begun = time.perf_counter()
+    return function(name, given, device, data), round(time.perf_counter() - begun, 2)
+
+
+def compute(name: str, point: Mapping[str, Any], device: str, data: str | None) -> list[dict[str, Any]]:
+    """Compute one point in this process, with one thread, and return its rows."""
+    with _alone(data):
+        return list(experiment(name)(**point, device=device))
+
+
+def draw(name: str, given: Mapping[str, Any], device: str, data: str | None) -> dict[str, bytes]:
+    """Compute the panels of a picture: mosaics as WebP files, by title."""
+    from gradleak_lib.book import plots
+
+    with _alone(data):
+        panels = experiment(name)(**given, device=device)
+    return {
+        title: plots.encode(
+            plots.mosaic(images, zoom=max(1, 48 // images.shape[-1])), kind="webp", quality=80
+        )
+        for title, images in panels.items()
+    }
+
+
+@contextlib.contextmanager
+def _alone(data: str | None) -> Iterator[None]:
+    """One thread of torch, and data sets from a folder."""
     import torch
 
     if data is not None:
         os.environ["GRADLEAK_DATA"] = data
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    begun = time.perf_counter()
     try:
-        rows = experiment(name)(**point, device=device)
+        yield
     finally:
         torch.set_num_threads(threads)
-    return rows, round(time.perf_counter() - begun, 2)
 
 
 class _Book:
-    """The rows and the record of one study, written whole after every point."""
+    """The rows, the pictures and the record of one study, written whole after every point."""
 
     def __init__(self, record: Record, folder: Path, device: str, data: Path | None) -> None:
         self.study, self.size, self.folder = record.study, record.size, folder
         self.rows = dict(list(record.rows.groupby(POINT, sort=False))) if len(record.rows) else {}
         self.seconds = dict(record.seconds)
         self.runs = [dict(one) for one in record.runs]
-        self.rules = record.rules
+        self.rules, self.pictures, self.checked = record.rules, dict(record.pictures), dict(record.checked)
         self.begun: dict[str, Any] | None = None
         self.device, self.data = device, data
 
-    def add(self, key: str, rows: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """Add a point, and write."""
-        point = self.study.points(self.size)[key]
-        frame = pd.DataFrame([{POINT: key, **point, **row} for row in rows])
-        self.rows[key], self.seconds[key] = frame, seconds
+    @property
+    def missing_pictures(self) -> list[str]:
+        """Names of the pictures that are not there; they belong to the paper's size."""
+        return [name for name in self.study.pictures if name not in self.pictures and self.size == "paper"]
+
+    def add(self, key: str, found: Any, seconds: float) -> None:
+        """Add a point or a picture, and write."""
         if self.begun is None:
             self.begun = _provenance(self.study, self.size, self.device, self.data)
             self.runs.append(self.begun)
-        self.begun["points"] += 1
+        if key in self.study.pictures:
+            files = {title: f"{key}-{number}.webp" for number, title in enumerate(found)}
+            for title, file in files.items():
+                write_whole(self.folder / file, functools.partial(_write, content=found[title]))
+            self.pictures[key] = files
+        else:
+            point = self.study.points(self.size)[key]
+            self.rows[key] = pd.DataFrame([{POINT: key, **point, **row} for row in found])
+            self.seconds[key] = seconds
+            self.begun["points"] += 1
         self.begun["until"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write()
+
+    def write(self) -> None:
+        """Write what is there."""
         order = [key for key in self.study.points(self.size) if key in self.seconds]
-        table = pd.concat([self.rows[key] for key in order], ignore_index=True)
         content = {
             "study": self.study.name,
             "size": self.size,
             "rules": self.rules,
             "runs": self.runs,
+            "checked": self.checked,
+            "pictures": self.pictures,
             "seconds": {key: self.seconds[key] for key in order},
         }
         # The rows first: a point counts as finished when the record names it.
-        write_whole(self.folder / "rows.csv", table.to_csv(index=False))
+        if order:
+            table = pd.concat([self.rows[key] for key in order], ignore_index=True)
+            write_whole(self.folder / "rows.csv", table.to_csv(index=False))
         write_whole(self.folder / "record.json", json.dumps(content, indent=0, ensure_ascii=False) + "\n")
+
+
+def _write(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
 
 
 def _provenance(study: Study, size: str, device: str, data: Path | None) -> dict[str, Any]:
@@ -230,6 +292,7 @@ def check(
     data: Path | None = None,
     longest: float = math.inf,
     seed: int | None = None,
+    note: bool = False,
 ) -> list[str]:
     """Compute some recorded points again, drawn at random, and say what differs; nothing where all agrees.
 
@@ -241,6 +304,8 @@ def check(
         Only points that took at most so many seconds.
     seed
         Of the draw; None: another one each time.
+    note
+        Write into the record that today's code, if it is other code, gives the same.
 
     Raises
     ------
@@ -256,12 +321,17 @@ def check(
     said = []
     points = study.points(size)
     for key in random.Random(seed).sample(able, min(count, len(able))):
-        outcome = compute(study.experiment, points[key], device, None if data is None else str(data))
-        assert outcome is not None
-        again = pd.DataFrame(outcome[0])
+        again = pd.DataFrame(
+            compute(study.experiment, points[key], device, None if data is None else str(data))
+        )
         before = record.rows[record.rows[POINT] == key].reset_index(drop=True)
         told = ", ".join(f"{name}={value}" for name, value in points[key].items())
         said += [f"{study.name}, {told}: {one}" for one in _differences(study, before, again)]
+    code = code_of(study)
+    if note and not said and code not in {run["code"] for run in record.runs}:
+        book = _Book(record, study.results(size), device, data)
+        book.checked = {"date": date.today().isoformat(), "commit": results.commit(), "code": code}
+        book.write()
     return said
 
 

@@ -8,7 +8,7 @@ photographs that are not in the batch, or takes quantiles of the half of CIFAR-1
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -120,7 +120,8 @@ def _summary(score: metrics.Score, alone: Tensor) -> Row:
 # --- Fig. 1: a linear model ---
 
 
-def _linear_gradient(batch: ImageDataset, labels: Tensor, device: str) -> tuple[dict[str, Tensor], Tensor]:
+def linear_gradient(batch: ImageDataset, labels: Tensor, device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of a linear model of 1,000 classes that knows nothing yet, and which of its rows are of a label."""
     model = models.build("linear", batch.images.shape[1:], classes=1000)
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
@@ -139,7 +140,7 @@ def linear_model(*, batch: int, images: int = 64, data: Data = "imagenet", devic
     """
     some, _ = draw(data, images, batch)
     labels = some.labels if data == "imagenet" else torch.arange(images)  # there, no class occurs twice
-    layer, present = _linear_gradient(some, labels, device)
+    layer, present = linear_gradient(some, labels, device)
     weight, bias = layer["weight"], layer["bias"]
     absent = int((~present).nonzero()[0])
     rows = labels.to(weight.device)
@@ -173,7 +174,7 @@ def one_class(*, batch: int, images: int = 64, data: Data = "cifar10", device: s
         ``psnr`` of what the row gives against each image, on average, and ``to_mean``: against their mean image.
     """
     some = of_one_class(data, images, batch)
-    layer, present = _linear_gradient(some, torch.zeros(images, dtype=torch.long), device)
+    layer, present = linear_gradient(some, torch.zeros(images, dtype=torch.long), device)
     mixture = (layer["weight"][present] / layer["bias"][present, None]).reshape(-1, *some.images.shape[1:])
     mean = some.images.double().mean(0, keepdim=True).to(some.images)
     return [
@@ -257,7 +258,7 @@ def one_gradient(
         generator = torch.Generator().manual_seed(batch)
         nn.init.normal_(layer.back.weight, std=bins**-0.5, generator=generator)
     pool = _pool(data, public) if iip else None
-    score, alone = _attack(some, layer, host, classes=CLASSES[data], pool=pool, device=device)
+    score, alone = attack(some, layer, host, classes=CLASSES[data], pool=pool, device=device)
     brightness = imprint.mean_brightness(some.images.shape[1:])
     h = imprint.measure(some.images, brightness)
     edges = _edges(data, seen, brightness, bins)
@@ -270,7 +271,7 @@ def one_gradient(
     return [row | ({"iip": score.iip} if iip else {})]
 
 
-def _attack(
+def attack(
     some: ImageDataset,
     layer: imprint.Imprint,
     host: str,
@@ -294,11 +295,12 @@ def naive_read_out(
 ) -> list[Row]:
     """Fig. 9: Eq. 2 on an ordinary linear layer before a network, with as many candidates as images."""
     some, _ = draw(data, images, batch)
-    score = _naive(some, host, batch, device)
+    score = naive_score(some, host, batch, device)
     return [{"exact": int(score.exact.sum()), "psnr": float(score.psnr.mean())}]
 
 
-def _naive(some: ImageDataset, host: str, seed: int, device: str) -> metrics.Score:
+def naive_score(some: ImageDataset, host: str, seed: int, device: str) -> metrics.Score:
+    """The score of as many rows of an ordinary linear layer before a network as there are images."""
     shape = some.images.shape[1:]
     with seeded(seed):
         front = imprint.Imprint(shape, 300, connection="linear")
@@ -311,7 +313,7 @@ def _naive(some: ImageDataset, host: str, seed: int, device: str) -> metrics.Sco
 # --- Figs. 2b and 4: one bin ---
 
 
-def _round(data: Data, images: int, number: int, mass: float) -> tuple[ImageDataset, Tensor, Tensor]:
+def one_shot_round(data: Data, images: int, number: int, mass: float) -> tuple[ImageDataset, Tensor, Tensor]:
     """A crowd of clients' images, the edges of a one-shot bin at a random place, and who lies in it."""
     if data == "photos":
         crowd, outside = draw(data, images, number)
@@ -354,8 +356,8 @@ def one_shot(
     """
     found = []
     for number in range(block * rounds, (block + 1) * rounds):
-        crowd, edges, inside = _round(data, images, number, mass)
-        candidate = _shoot(crowd, edges, "cumulative", "linear", device)
+        crowd, edges, inside = one_shot_round(data, images, number, mass)
+        candidate = shoot(crowd, edges, "cumulative", "linear", device)
         exact = False
         if len(candidate) == 1:
             gaps = metrics.squared_distances(candidate, crowd.images)
@@ -371,7 +373,7 @@ def one_shot(
     return found
 
 
-def _shoot(crowd: ImageDataset, edges: Tensor, variant: imprint.Variant, host: str, device: str) -> Tensor:
+def shoot(crowd: ImageDataset, edges: Tensor, variant: imprint.Variant, host: str, device: str) -> Tensor:
     """What the server reads from the first of two rows, on the CPU."""
     shape = crowd.images.shape[1:]
     with seeded(0):
@@ -399,12 +401,12 @@ def one_of_thousands(
     list of dict
         ``variant``, ``inside``, and ``psnr`` of the one image (NaN where there is not one).
     """
-    crowd, edges, inside = _round(data, images, number, 1.0)
+    crowd, edges, inside = one_shot_round(data, images, number, 1.0)
     found = []
     for variant in ("cumulative", "sparse"):
         psnr = float("nan")
         if int(inside.sum()) == 1:
-            candidate = _shoot(crowd, edges, variant, host, device)
+            candidate = shoot(crowd, edges, variant, host, device)
             psnr = metrics.psnr(candidate, crowd.images[inside]).item() if len(candidate) == 1 else 0.0
         found.append({"variant": variant, "inside": int(inside.sum()), "psnr": psnr})
     return found
@@ -420,7 +422,7 @@ def _network_at(place: str, side: int, classes: int) -> tuple[nn.Module, str | N
     return (placement.pass_through(network, name) if name else network), name
 
 
-def _at_place(
+def read_at_place(
     place: str, batch: int, bins: int, images: int, data: Data, device: str
 ) -> tuple[ImageDataset, Tensor, Tensor, Tensor]:
     """The batch, what reached the place, what was read there, and who was alone."""
@@ -456,7 +458,7 @@ def at_place(
         One row: as of `one_gradient`, against what reaches the place, with its ``side`` in pixels; and ``iip``, of
         what was read, enlarged, among all photographs.
     """
-    some, seen, read, alone = _at_place(place, batch, bins, images, data, device)
+    some, seen, read, alone = read_at_place(place, batch, bins, images, data, device)
     score = metrics.score(read, seen)
     enlarged = nn.functional.interpolate(read, size=some.images.shape[-1], mode="bilinear")
     iip = metrics.score(enlarged, some.images, pool=_pool(data, draw(data, images, batch)[1])).iip
@@ -466,7 +468,7 @@ def at_place(
 # --- Fig. 16: local steps ---
 
 
-def local_steps(
+def after_local_steps(
     *,
     batch: int,
     gain: float,
@@ -479,37 +481,60 @@ def local_steps(
     bins: int = 128,
     data: Data = "imagenet",
     device: str = "cpu",
-) -> list[Row]:
+) -> tuple[ImageDataset, metrics.Score, Tensor]:
     """Fig. 16: the client trains for some steps with learning rate 1e-4 and sends the change of its parameters.
 
-    ``steps=1`` is one step on the whole batch. Where the training leaves the range of numbers, nothing is read.
+    ``steps=1`` is one step on the whole batch.
 
     Returns
     -------
-    list of dict
-        One row: as of `one_gradient`, and ``iip`` among all photographs.
+    tuple
+        The batch, the score of what is read, and which images were alone in their bin.
+
+    Raises
+    ------
+    Diverged
+        If the training leaves the range of numbers.
     """
     some, public = draw(data, images, batch)
     layer = planted(
-        data, public.images, bins, variant=variant, connection=connection, reduction=reduction, gain=gain
+        data,
+        public.images,
+        bins,
+        variant=variant,
+        connection=connection,
+        reduction=reduction,
+        gain=gain,
     )
 
     def client(model: nn.Module, inputs: Tensor, labels: Tensor) -> Update:
         return fedavg(model, inputs, labels, learning_rate=1e-4, batch_size=-(-len(inputs) // steps))
 
-    pool = _pool(data, public)
-    dtype = getattr(torch, precision)
+    score, alone = attack(
+        some,
+        layer,
+        "resnet18",
+        classes=CLASSES[data],
+        pool=_pool(data, public),
+        client=client,
+        dtype=getattr(torch, precision),
+        device=device,
+    )
+    return some, score, alone
+
+
+@functools.wraps(after_local_steps, assigned=())  # one list of parameters for both
+def local_steps(**setting: Any) -> list[Row]:
+    """Fig. 16: what is read from a client that trains for some steps; see `after_local_steps`.
+
+    Returns
+    -------
+    list of dict
+        One row: as of `one_gradient`, and ``iip`` among all photographs. Where the training leaves the range of
+        numbers (``diverged``), nothing is read.
+    """
     try:
-        score, alone = _attack(
-            some,
-            layer,
-            "resnet18",
-            classes=CLASSES[data],
-            pool=pool,
-            client=client,
-            dtype=dtype,
-            device=device,
-        )
+        _, score, alone = after_local_steps(**setting)
     except Diverged:
         nothing = dict.fromkeys(("alone", "exact", "alone_exact", "psnr", "median", "iip"), 0)
         return [nothing | {"lowest_alone": float("nan"), "diverged": 1}]
@@ -519,7 +544,7 @@ def local_steps(
 # --- Fig. 6: noise ---
 
 
-def noise(
+def with_noise(
     *,
     batch: int,
     scale: str,
@@ -529,46 +554,49 @@ def noise(
     data: Data = "imagenet",
     sigmas: tuple[float, ...] = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     device: str = "cpu",
-) -> list[Row]:
-    """Fig. 6: Laplacian noise of several scales on one and the same gradient; a row a scale.
+) -> Iterator[tuple[float, float, metrics.Score]]:
+    """Fig. 6: for each scale of noise, the largest entry of the imprint's gradient, and the score of what is read.
 
     Parameters
     ----------
     scale
         What decides how large the gradient is: ``"released"`` (the authors' code: a second linear layer, the sum of
         activations, gain 0.001), ``"text"`` (the sum of activations, added) or ``"mean"`` (their mean, added).
-
-    Returns
-    -------
-    list of dict
-        ``sigma``, ``largest`` entry of the imprint's gradient, ``exact`` and ``iip`` among all photographs.
     """
     scales: dict[str, dict[str, Any]] = {
         "released": {"connection": "linear", "reduction": "sum", "gain": 1e-3},
         "text": {"reduction": "sum"},
         "mean": {"reduction": "mean"},
     }
-    options = scales[scale]
     some, public = draw(data, images, batch)
-    layer = planted(data, public.images, bins, variant=variant, **options)
+    layer = planted(data, public.images, bins, variant=variant, **scales[scale])
     shape = some.images.shape[1:]
     model = placement.before_input(models.build("resnet18", shape, classes=CLASSES[data]), layer).to(device)
     update = fedsgd(model, some.images, some.labels)
-    mine = update.layer("imprint.linear")
-    largest = float(mine["weight"].abs().max())
-    pool = _pool(data, public)
-    rows = []
+    # The server reads the imprint alone, so that noise on everything else would change nothing.
+    mine = {name: tensor for name, tensor in update.tensors.items() if "imprint.linear" in name}
+    largest = float(mine["imprint.linear.weight"].abs().max())
     for sigma in sigmas:
-        # The server reads the imprint alone, so that noise on everything else changes nothing.
-        noisy = laplacian_noise(sigma, seed=batch)(
-            replace(
-                update, tensors={name: t for name, t in update.tensors.items() if "imprint.linear" in name}
-            )
-        )
+        noisy = laplacian_noise(sigma, seed=batch)(replace(update, tensors=mine))
         sent = replace(update, tensors={**update.tensors, **noisy.tensors})
-        score = metrics.score(imprint.recover(sent, model).inputs, some.images, pool=pool)
-        rows.append({"sigma": sigma, "largest": largest, "exact": int(score.exact.sum()), "iip": score.iip})
-    return rows
+        recovered = imprint.recover(sent, model)
+        yield sigma, largest, metrics.score(recovered.inputs, some.images, pool=_pool(data, public))
+
+
+@functools.wraps(with_noise, assigned=())
+def noise(**setting: Any) -> list[Row]:
+    """Fig. 6: Laplacian noise of several scales on one and the same gradient; see `with_noise`.
+
+    Returns
+    -------
+    list of dict
+        A row a scale: ``sigma``, ``largest`` entry of the imprint's gradient, ``exact`` and ``iip`` among all
+        photographs.
+    """
+    return [
+        {"sigma": sigma, "largest": largest, "exact": int(score.exact.sum()), "iip": score.iip}
+        for sigma, largest, score in with_noise(**setting)
+    ]
 
 
 # --- Sec. 5: secure aggregation, inspection ---
