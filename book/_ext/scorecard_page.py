@@ -267,6 +267,30 @@ def count(
     return [nodes.Text(said)], []
 
 
+def estimate(
+    name: str, rawtext: str, text: str, lineno: int, inliner: Inliner, *_: object, **__: object
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """What a study measured for a claim, with its interval; of several estimates the first, or one by its name."""
+    claim, _, which = text.partition(": ")
+    found = {
+        row.finding.claim.id: row
+        for row in rows(Path(inliner.document.settings.env.srcdir, "book", "chapters"))
+    }
+    row = found.get(claim)
+    if row is None or not isinstance(row.finding, scorecard.Decision):
+        if found:
+            logger.warning("scorecard: no study decides %r", claim)
+        return [], []
+    if row.finding.judged is None:
+        return [nodes.Text("(not recorded yet)")], []
+    known = row.finding.judged.estimates
+    if which and which not in known:
+        logger.warning("scorecard: %s has no estimate %r; it has: %s", claim, which, "; ".join(known))
+        return [], []
+    one = known[which] if which else next(iter(known.values()))
+    return [nodes.Text(scorecard.short(one))], []
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directives and the role."""
     app.add_directive("scorecard", Table)
@@ -277,4 +301,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("rule-changes", Amended)
     app.add_directive("scorecard-same", Same)
     app.add_role("scorecard", count)
+    app.add_role("estimate", estimate)
     return {"parallel_read_safe": True}

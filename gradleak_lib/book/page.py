@@ -23,7 +23,7 @@ from pandas.io.formats.style import Styler
 
 from gradleak_lib import models
 from gradleak_lib.book import claims, plots, results, scorecard, studies, study_run
-from gradleak_lib.book.chapters import REPLICATION, UsageError, find_chapter, project_root
+from gradleak_lib.book.chapters import REPLICATION, find_chapter, project_root
 from gradleak_lib.book.execution import cores
 from gradleak_lib.book.parameters import checked, declared
 from gradleak_lib.book.planning import command_of
@@ -135,10 +135,12 @@ class Page:
         With the parameter ``studies`` at ``"run"``, all studies of the chapter are first run at the size that the
         parameter ``size`` says, where points are missing; otherwise what is recorded at the paper's size is drawn.
 
+        A study that is registered and not recorded yet has no rows.
+
         Raises
         ------
         UsageError
-            If nothing is recorded, or the record was made under other rules.
+            If there is no such study, or its record was made under other rules.
         """
         if not self._records:
             self._records = self._run_studies() if self.parameters.get("studies") == "run" else {}
@@ -146,9 +148,10 @@ class Page:
             [study] = studies.load_studies([name])
             self._records[name] = studies.read_record(study)
         record = self._records[name]
-        if not record.seconds:
-            raise UsageError(f"{name}: nothing is recorded yet; `gradleak study {name}` runs it")
-        display({}, raw=True, metadata={scorecard.STUDIES: [name]})
+        # Glue's own way to keep an output off the page.
+        hidden = {"name": f"study {name}", "mime_prefix": "application/papermill.record/"}
+        marked = {"scrapbook": hidden, scorecard.STUDIES: [name]}
+        display({"application/papermill.record/text/plain": name}, raw=True, metadata=marked)
         return record
 
     def _run_studies(self) -> dict[str, Record]:
@@ -162,12 +165,19 @@ class Page:
     def figure(self, name: str, **options: Any) -> Iterator[tuple[pd.DataFrame, Any]]:
         """Give the rows of a study and axes to draw them into; the figure is shown, with its provenance under it.
 
-        ``options`` are those of `matplotlib.pyplot.subplots`.
+        ``options`` are those of `matplotlib.pyplot.subplots`. Of a study that has no rows yet, nothing is shown but
+        that: what is drawn meanwhile may fail.
         """
         record = self.study(name)
-        _, axes = plt.subplots(**options)
-        yield record.rows, axes
-        plt.show()
+        figure, axes = plt.subplots(**options)
+        try:
+            yield record.rows, axes
+        except Exception:
+            if len(record.rows):
+                raise
+        if len(record.rows):
+            plt.show()
+        plt.close(figure)
         display(Markdown(self.source(record)))
 
     def lines(
@@ -195,21 +205,27 @@ class Page:
     def pictures(self, name: str, picture: str, alt: str) -> None:
         """Display the panels of a recorded picture of a study beside each other, with its provenance under them."""
         record = self.study(name)
-        if not record.pictures:  # another size was run
+        if record.size != "paper":  # pictures are those that are recorded
             record = studies.read_record(record.study)
         panels = [
             f'<figure><img alt="{html.escape(f"{title.strip()}: {alt}")}" '
             f'src="data:image/webp;base64,{base64.b64encode((record.study.folder / file).read_bytes()).decode()}">'
             f"<figcaption>{html.escape(title)}</figcaption></figure>"
-            for title, file in record.pictures[picture].items()
+            for title, file in record.pictures.get(picture, {}).items()
         ]
-        display({"text/html": f'<div class="panels">{"".join(panels)}</div>', "text/plain": alt}, raw=True)
+        if panels:
+            display(
+                {"text/html": f'<div class="panels">{"".join(panels)}</div>', "text/plain": alt}, raw=True
+            )
         display(Markdown(self.source(record)))
 
     def source(self, record: Record) -> str:
         """Say in a line of Markdown where the numbers of a study come from, and how to repeat them."""
-        study, run = record.study, record.runs[-1]
+        study = record.study
         command = f"`gradleak study {study.name}`"
+        if not record.runs:
+            return f"*Study `{study.name}` is registered and not recorded yet; {command} runs it.*"
+        run = record.runs[-1]
         if record.size != "paper":
             return f"*Computed at size {record.size} on {run['device']}; {command} computes it at the paper's size.*"
         done = (
@@ -218,7 +234,7 @@ class Page:
             else f", {len(record.seconds)} of {len(study.points('paper'))} points so far"
         )
         return (
-            f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {record.minutes:.0f} minutes of one core, "
+            f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {max(record.minutes, 1):.0f} min on "
             f"{run['device']}, commit {run['commit']}. {command} repeats it.*"
         )
 
@@ -226,8 +242,7 @@ class Page:
         """Display the claims that some studies decide: the rule of each, what was found, and the verdict."""
         found: list[scorecard.Decision] = []
         for name in names:
-            record = self.study(name)
-            found += scorecard.decide(self._claims, [record]).values()
+            found += scorecard.decide(self._claims, [self.study(name)]).values()
         rows = scorecard.table(found).to_html(index=False, border=0, classes="claims")
         display({"text/html": rows, "text/plain": claims.headline(found)}, raw=True)
 

@@ -33,6 +33,8 @@ from gradleak_lib.book.claims import (
 from gradleak_lib.book.estimates import Estimate, Verdict
 from gradleak_lib.book.studies import Amendment, Record
 
+# What the units of a study are called where they are counted; a number is that of a round.
+UNITS = {"batch": "batches", "image": "images", "round": "rounds", "number": "rounds", "seed": "seeds"}
 SHOWN = 4  # settings that a row spells out
 STUDIES = "gradleak-studies"  # names of studies that a cell draws from, in the metadata of a hidden output
 FROM_BUILD = "from the build"  # said of a verdict that no study gives
@@ -125,13 +127,18 @@ def decide(claims: Mapping[str, Claim], records: Iterable[Record]) -> dict[str, 
     return found
 
 
+def short(estimate: Estimate) -> str:
+    """Return an estimate as text: ``"38.7 [37.9, 39.4]"``; an exact number without an interval."""
+    if estimate.estimand.statistic == "exact":
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
 def said(estimate: Estimate, name: str = "") -> str:
-    """Return an estimate as text: ``"38.7 [37.9, 39.4], 100 units"``."""
-    value = f"{estimate.value:.4g}"
-    if estimate.estimand.statistic != "exact":
-        value += f" [{estimate.low:.4g}, {estimate.high:.4g}], {estimate.units:,} {estimate.estimand.unit}s"
-        value = value.replace("batchs", "batches").replace(" numbers", " rounds")
-    return f"{name}: {value}" if name else value
+    """Return an estimate with its name and its units as text: ``"exact: 38.7 [37.9, 39.4], 100 batches"``."""
+    unit = estimate.estimand.unit
+    units = f", {estimate.units:,} {UNITS.get(unit, unit)}" if unit else ""
+    return f"{name}: {short(estimate)}{units}" if name else f"{short(estimate)}{units}"
 
 
 def interval_of(holds: tuple[float | None, float | None]) -> str:

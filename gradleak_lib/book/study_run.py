@@ -119,7 +119,7 @@ def run(
         for name, key, function in due:
             study = by_name[name]
             if function is compute:
-                called, given = study.experiment, study.points(size)[key]
+                called, given = study.experiment, books[name].points[key]
             else:
                 given = dict(study.pictures[key])
                 called = given.pop("experiment")
@@ -201,7 +201,10 @@ class _Book:
 
     def __init__(self, record: Record, folder: Path, device: str, data: Path | None) -> None:
         self.study, self.size, self.folder = record.study, record.size, folder
-        self.rows = dict(list(record.rows.groupby(POINT, sort=False))) if len(record.rows) else {}
+        self.points = record.study.points(record.size)
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        for row in record.rows.to_dict("records"):
+            self.rows.setdefault(row[POINT], []).append(row)
         self.seconds = dict(record.seconds)
         self.runs = [dict(one) for one in record.runs]
         self.rules, self.pictures, self.checked = record.rules, dict(record.pictures), dict(record.checked)
@@ -224,8 +227,7 @@ class _Book:
                 write_whole(self.folder / file, functools.partial(_write, content=found[title]))
             self.pictures[key] = files
         else:
-            point = self.study.points(self.size)[key]
-            self.rows[key] = pd.DataFrame([{POINT: key, **point, **row} for row in found])
+            self.rows[key] = [{POINT: key, **self.points[key], **row} for row in found]
             self.seconds[key] = seconds
             self.begun["points"] += 1
         self.begun["until"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -233,7 +235,7 @@ class _Book:
 
     def write(self) -> None:
         """Write what is there."""
-        order = [key for key in self.study.points(self.size) if key in self.seconds]
+        order = [key for key in self.points if key in self.seconds]
         content = {
             "study": self.study.name,
             "size": self.size,
@@ -245,7 +247,7 @@ class _Book:
         }
         # The rows first: a point counts as finished when the record names it.
         if order:
-            table = pd.concat([self.rows[key] for key in order], ignore_index=True)
+            table = pd.DataFrame([row for key in order for row in self.rows[key]])
             write_whole(self.folder / "rows.csv", table.to_csv(index=False))
         write_whole(self.folder / "record.json", json.dumps(content, indent=0, ensure_ascii=False) + "\n")
 
