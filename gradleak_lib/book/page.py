@@ -65,6 +65,7 @@ class Page:
         self.device = models.choose_device(self.parameters.get("device", "cpu"))
         self._claims, self._findings = claims.load_claims(paper), dict[str, claims.Finding]()
         self._records: dict[str, Record] = {}
+        self._drawn: set[str] = set()  # studies that have been drawn
         self._all_wanted = paper is not None
         if threads is not None:
             torch.set_num_threads(threads)
@@ -148,10 +149,12 @@ class Page:
             [study] = studies.load_studies([name])
             self._records[name] = studies.read_record(study)
         record = self._records[name]
-        # Glue's own way to keep an output off the page.
-        hidden = {"name": f"study {name}", "mime_prefix": "application/papermill.record/"}
-        marked = {"scrapbook": hidden, scorecard.STUDIES: [name]}
-        display({"application/papermill.record/text/plain": name}, raw=True, metadata=marked)
+        if name not in self._drawn:
+            self._drawn.add(name)
+            # Glue's own way to keep an output off the page.
+            hidden = {"name": f"study {name}", "mime_prefix": "application/papermill.record/"}
+            marked = {"scrapbook": hidden, scorecard.STUDIES: [name]}
+            display({"application/papermill.record/text/plain": name}, raw=True, metadata=marked)
         return record
 
     def _run_studies(self) -> dict[str, Record]:

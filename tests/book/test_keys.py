@@ -111,10 +111,11 @@ def test_a_recorded_result_counts_where_the_code_names_it(root, how):
 
 
 def test_every_recorded_result_is_named_by_a_chapter():
+    kept = {"verdicts-before-studies"}  # for the page on what changed
     for path in (results.ROOT / "results").rglob("[!0-9]*.json"):
         sources = [source.read_text(encoding="utf-8") for source in chapters.chapter_sources(results.ROOT)]
         cells = [cell.code for source in sources for cell in chapters.code_cells(source)]
-        assert any(keys._names([ast.parse(code)], path) for code in cells), path
+        assert path.stem in kept or any(keys._names([ast.parse(code)], path.stem) for code in cells), path
 
 
 def test_code_that_is_no_python_stands_for_itself():
