@@ -6,6 +6,8 @@
 #   make test     the whole test suite                                              (ARGS="-k imprint")
 #   make lint     style, types and spelling
 #   make bench    speed and success against other libraries, in one table            (ARGS=--save)
+#   make gpu      what needs a graphics card, in so many minutes     (PYTHON=python3 SIZE=smoke MINUTES=8 OUT=folder)
+#   make wheels   the packages that a machine with one, and without a network, may lack   (ARGS="--python 3.12")
 #   make serve    show the website at http://localhost:8000                         (PORT=8080)
 #   make lab      the chapters as notebooks, in JupyterLab                           (ARGS="--no-browser")
 #   make clean    remove what was built; .venv and downloaded data stay
@@ -13,6 +15,9 @@
 PROFILE ?= cpu
 JOBS ?= 2
 PORT ?= 8000
+SIZE ?= paper
+MINUTES ?= 8
+OUT ?= _build/gpu
 ARGS ?=
 VENV ?= .venv
 
@@ -32,7 +37,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 
-.PHONY: book site pdf test lint bench serve lab clean install tools chapters vendor report latex
+.PHONY: book site pdf test lint bench gpu wheels serve lab clean install tools chapters vendor report latex
 .DEFAULT_GOAL := book
 
 book: chapters
@@ -94,6 +99,15 @@ lint: tools
 
 bench: install
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+# The interpreter is the machine's own, with whatever its user has set for it.
+gpu: export PYTHONPATH := $(PYTHONPATH)
+gpu: export PYTHONNOUSERSITE :=
+gpu:
+	@$(or $(PYTHON),python3) benchmarks/gpu.py run --size $(SIZE) --minutes $(MINUTES) --out "$(OUT)" $(ARGS)
+
+wheels: install
+	@$(PY) benchmarks/gpu.py wheels $(ARGS)
 
 serve: site
 	@echo "http://localhost:$(PORT) (Ctrl-C ends it)"

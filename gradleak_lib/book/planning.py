@@ -200,9 +200,12 @@ def _with_folders(
 
 
 def profile_parameters(profile: str, source: Path, root: Path) -> dict[str, Any]:
-    """Return what a profile sets in a chapter; nothing for "cpu", whose values are the notebook's own."""
+    """Return what a profile sets in a chapter; nothing for "cpu", whose values are the notebook's own.
+
+    A replication page draws what is recorded, whatever the profile.
+    """
     path = root / "notebooks" / "params" / profile / f"{source.stem}.yaml"
-    if profile == "cpu" and not path.exists():
+    if (profile == "cpu" or source.stem.endswith(chapters.REPLICATION)) and not path.exists():
         return {}
     return read_file(path)
 

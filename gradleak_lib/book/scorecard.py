@@ -79,20 +79,19 @@ class Decision:
 
     @property
     def ours(self) -> list[str]:
-        """Each estimate with its interval and its units."""
+        """Each estimate with its interval and its units, and where it has to lie."""
         if self.judged is None:
             return []
-        several = len(self.judged.estimates) > 1
-        return [said(one, name if several else "") for name, one in self.judged.estimates.items()]
+        return [
+            f"{said(one, name)} (holds {interval_of(one.estimand.holds)})"
+            for name, one in {**self.judged.estimates, **self.judged.controls}.items()
+        ]
 
     @property
     def rules(self) -> list[str]:
-        """What is estimated and where it has to lie, why there, and in what the set-up is reduced."""
+        """Why it has to lie there, and in what the set-up is reduced."""
         rule = self.record.study.claims[self.claim.id]
-        lines = [f"{name}: {interval_of(one.holds)}." for name, one in rule.estimands.items()]
-        lines += [f"Control, {name}: {interval_of(one.holds)}." for name, one in rule.controls.items()]
-        lines += [rule.why]
-        return [*lines, f"Reduced: {rule.reduced}."] if rule.reduced else lines
+        return [rule.why, f"Reduced: {rule.reduced}."] if rule.reduced else [rule.why]
 
     @property
     def reason(self) -> str:
@@ -388,7 +387,7 @@ def table(decisions: Iterable[Decision]) -> pd.DataFrame:
                 "verdict": one.verdict,
                 "paper": number(one.claim),
                 "ours, with 95 % interval": "; ".join(one.ours),
-                "rule, and what differs": " ".join([*one.rules, one.reason]),
+                "why this rule, and what differs": " ".join([*one.rules, one.reason]),
             }
             for one in decisions
         ]

@@ -120,11 +120,8 @@ class Study:
         if size not in self.grids:
             raise UsageError(f"{self.name} has no size {size!r}; it has: {', '.join(self.grids)}")
         varied = dict.fromkeys(name for grid in self.grids.values() for point in grid for name in point)
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(self.function).parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-        }
+        # Not from its signature, in which the documentation puts text in the place of defaults.
+        defaults = inspect.unwrap(self.function).__kwdefaults__ or {}
         # Named by what is not the default: a study that varies another parameter later keeps its points.
         return {
             point_key({name: given[name] for name in given if given[name] != defaults.get(name, _NOTHING)}): {

@@ -84,7 +84,7 @@ def test_the_text_says_what_was_measured(glued):
         link["simulation"]["seconds"] / link["simulation"]["updates"]
     )
     assert glued["million network"] == costs_tables.seconds(costs_tables.crowd(link, 10**6)["network"])
-    factors = ("link_updates", "link_images", "llg_gradients", "ig_steps", "ig_deep_steps", "rtf_pixels")
+    factors = ("link_updates", "link_images", "llg_gradients", "ig_steps", "ig_deep_steps")
     assert all(float(glued[name]) > 1 for name in (*factors, "mit_updates", "mit_steps"))
 
 

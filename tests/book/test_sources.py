@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gradleak_lib import metrics
-from gradleak_lib.book import chapters, claims, results
+from gradleak_lib.book import chapters, claims, results, studies
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = chapters.chapter_sources(ROOT)
@@ -123,6 +123,16 @@ def measured(folder: Path) -> dict[str, list[float]]:
     return found
 
 
+def estimated() -> dict[str, list[float]]:
+    """What studies estimate, by claim; what has no spread is arithmetic."""
+    found = {}
+    for record in studies.recorded(ROOT):
+        for claim in record.study.claims if record.complete else ():
+            some = record.verdict(claim).estimates.values()
+            found[claim] = [one.value for one in some if one.low < one.high]
+    return found
+
+
 def glued(notebook: Path) -> dict[str, list[float]]:
     """Numbers that an executed chapter glued, by key."""
     numbers = results.read_glued(notebook).items()
@@ -141,9 +151,9 @@ def typed(page: str, known: dict[str, list[float]], units: bool = False) -> list
 
 
 def test_nobody_types_what_was_measured():
-    recorded, claims_of = measured(ROOT / "results"), claims.load_claims()
+    recorded, claims_of = measured(ROOT / "results") | estimated(), claims.load_claims()
     papers = {claim.number for claim in claims_of.values()}
-    assert len(recorded) > 80
+    assert len(recorded) > 60
     seen, wrong = 0, {}
     for path in (*SOURCES, *PAGES):
         page = path.read_text(encoding="utf-8")

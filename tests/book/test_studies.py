@@ -1,5 +1,6 @@
 """Studies: registered rules, records, what is run and what is not run again."""
 
+import inspect
 import json
 import os
 import re
@@ -192,6 +193,14 @@ def test_points_keep_their_keys_when_a_study_varies_more(clone):
     assert next(iter(study.points("paper").values()))["count"] == 32
 
 
+def test_points_are_those_of_the_code_whatever_documentation_makes_of_it(clone, monkeypatch):
+    """Sphinx puts text in the place of defaults in the signatures of what it documents."""
+    study = clone()
+    before = study.points("paper")
+    monkeypatch.setattr(study.function, "__signature__", inspect.Signature(), raising=False)
+    assert study.points("paper") == before
+
+
 # --- running ---
 
 
@@ -288,7 +297,7 @@ def test_the_scorecard_takes_the_study_and_says_what_is_from_the_build(clone, tm
     claims = {name: one for name, one in load_claims().items() if name in ("rtf-15", "rtf-28")}
     [decision] = scorecard.decide(claims, [record(clone())]).values()
     assert decision.verdict == "reproduced"
-    assert decision.ours == ["100 [100, 100], 30 batches"]
+    assert decision.ours == ["rows: 100 [100, 100], 30 batches (holds from 99 to 100)"]
     row = scorecard.Row(decision, ())
     assert row.study == "x-table"
     said = scorecard.as_json([row], {})["claims"]["rtf-28"]

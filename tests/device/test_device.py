@@ -21,7 +21,16 @@ STAND_IN = Path(
 )
 
 # Public functions that seem to take tensors, and why no case calls them with one on a device.
-EXEMPT = {"defenses.composition.chain": "takes functions from updates to updates"}
+EXEMPT = {
+    "defenses.composition.chain": "takes functions from updates to updates",
+    # `make gpu` runs the studies, which are made of these.
+    "experiments.imprint.attack": "a step of an experiment",
+    "experiments.imprint.linear_gradient": "a step of an experiment",
+    "experiments.imprint.naive_score": "a step of an experiment",
+    "experiments.imprint.planted": "a step of an experiment",
+    "experiments.imprint.shoot": "a step of an experiment",
+    "experiments.imprint_pictures.smaller": "a step of an experiment",
+}
 
 
 def python_with_a_device() -> list[str]:
