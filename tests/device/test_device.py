@@ -109,7 +109,7 @@ SOURCES = sorted((ROOT / "notebooks").glob("*.md"))
     [
         pytest.param(path.stem, marks=[] if path.stem.startswith("04") else pytest.mark.chapters_on_device)
         for path in SOURCES
-        if "\ndevice: str" in path.read_text("utf-8")
+        if "\ndevice: str" in path.read_text("utf-8") and not path.stem.endswith("-replication")
     ],
 )
 def test_a_chapter_runs_on_a_device(chapter: str, tmp_path: Path) -> None:
