@@ -110,7 +110,7 @@ def site(tmp_path_factory) -> Path:
     """The website, built as `make book` builds it but from the chapters' smoke profile."""
     clone = tmp_path_factory.mktemp("book") / "a clone"
     clone.mkdir()
-    for name in ("benchmarks", "book", "gradleak_lib", "notebooks", "results"):
+    for name in ("benchmarks", "book", "gradleak_lib", "notebooks", "results", "studies"):
         if (ROOT / name).exists():
             made = shutil.ignore_patterns("chapters", "__pycache__", ".venv*")
             unwanted = made if name in ("benchmarks", "book") else None
