@@ -48,7 +48,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from gradleak_lib import metrics, models
 from gradleak_lib.attacks import linkability
 from gradleak_lib.book.chapters import chapter_sources
-from gradleak_lib.book.results import ROOT, Result, provenance
+from gradleak_lib.book.results import ROOT, Result, as_text, provenance
 from gradleak_lib.data import digit_scenes, split_clients
 from gradleak_lib.federated import Observations, local_updates, simulate
 from gradleak_lib.files import write_whole
@@ -278,7 +278,7 @@ def main(arguments: argparse.Namespace) -> Path:
 def record(path: Path, values: dict[str, Any], device: torch.device, seed: int, options: str) -> None:
     """Write the record whole."""
     command = "python benchmarks/scale.py" + (f" --device {device}" if device.type != "cpu" else "") + options
-    source = provenance(device=device, seed=seed)
+    source = {name: as_text(value) for name, value in provenance(device=device).items()} | {"seed": str(seed)}
     source |= {"data": "digit scenes, photographs, random features", "command": command}
     write_whole(path, json.dumps(asdict(Result(values, source, fresh=False)), indent=1) + "\n")
 

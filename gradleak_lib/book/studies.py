@@ -3,7 +3,8 @@
 ``studies/<name>/study.yaml`` says what is asked, which experiment runs at which points, and by which rule each claim
 is decided. `gradleak_lib.book.study_run` computes the points and writes ``rows.csv`` and ``record.json`` beside it.
 The rules are hashed: a record that was made under other rules than the file's is refused, unless ``amended`` says
-what was changed, and gives the rule that stood there before.
+what was changed, and gives the rule that stood there before, word for word. Rules of the build that stood before the
+study was registered are given there, too.
 """
 
 import copy
@@ -141,9 +142,10 @@ class Study:
         return _hash(_rules(self.written))
 
     @property
-    def registered(self) -> str:
-        """Hash of the rules as they stood before every amendment."""
-        return _hash(_unamended(_rules(self.written), self.amended))
+    def versions(self) -> list[str]:
+        """Hashes of the rules as they stood before the first amendment, between any two, and now."""
+        count = len(self.amended)
+        return [_hash(_unamended(_rules(self.written), self.amended[n:])) for n in range(count + 1)]
 
     def results(self, size: str) -> Path:
         """The folder of rows and record: beside the study for the paper's size, under ``_build`` for others."""
@@ -375,12 +377,14 @@ def read_record(study: Study, size: str = "paper", folder: Path | None = None) -
     folder = study.results(size) if folder is None else folder
     path = folder / "record.json"
     if not path.is_file():
-        return Record(study, size, pd.DataFrame(), {}, (), study.registered)
+        return Record(study, size, pd.DataFrame(), {}, (), study.rules)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         text = (folder / "rows.csv").read_text(encoding="utf-8")
         rows = pd.read_csv(io.StringIO(text), dtype={POINT: str}, engine="python")  # floats to the digit
         seconds, runs, rules = content["seconds"], tuple(content["runs"]), content["rules"]
+        if content["size"] != size:
+            raise ValueError(f"it is of size {content['size']}, and not {size}")
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{folder} holds no record of {study.name}: {error!r}") from None
     check_rules(study, rules)
@@ -404,7 +408,7 @@ def check_rules(study: Study, rules: str) -> None:
     UsageError
         If not, with what to do.
     """
-    if rules != study.registered:
+    if rules not in study.versions:
         raise UsageError(
             f"{study.name}: the rules in study.yaml are not those under which its numbers were recorded. Put the "
             "registered rule back, or, if it was wrong, add an entry to `amended` with `date`, `why`, `claim` and "

@@ -65,7 +65,12 @@ def record(study, size="paper", exact=20, **changes):
     folder = study.results(size)
     folder.mkdir(parents=True, exist_ok=True)
     rows.to_csv(folder / "rows.csv", index=False)
-    content = {"rules": study.registered, "runs": [{"code": ""}], "seconds": dict.fromkeys(points, 1.0)}
+    content = {
+        "size": size,
+        "rules": study.rules,
+        "runs": [{"code": ""}],
+        "seconds": dict.fromkeys(points, 1.0),
+    }
     (folder / "record.json").write_text(json.dumps(content | changes))
     return studies.read_record(study, size)
 
@@ -146,6 +151,27 @@ def test_an_amendment_gives_both_verdicts_and_must_tell_the_truth(clone):
     false = change | {"before": changed([95, 100])["rtf-28"]}
     with pytest.raises(UsageError, match="registered rule"):
         studies.read_record(clone(claims=changed([90, 100]), amended=[false]))
+
+
+def test_a_rule_that_stood_before_the_registration_is_judged_too(clone):
+    """The record was made under the rules as they are now; what the build had asked is told beside them."""
+    before = changed([0, 50])["rtf-28"]
+    earlier = {"date": "2026-11-21", "claim": "rtf-28", "why": "The build asked less.", "before": before}
+    read = record(clone(amended=[earlier]))
+    assert read.rules == read.study.rules
+    assert read.verdict("rtf-28").grade == "reproduced"
+    [(_, verdict)] = studies.amended_verdicts(read, "rtf-28")
+    assert verdict.grade == "contradicted"
+    # A change that nobody tells of still fails.
+    with pytest.raises(UsageError, match="registered rule"):
+        studies.read_record(clone(claims=changed([90, 100]), amended=[earlier]))
+
+
+def test_a_record_of_another_size_is_refused(clone):
+    study = clone()
+    record(study)
+    with pytest.raises(UsageError, match="of size paper, and not smoke"):
+        studies.read_record(study, "smoke", study.folder)
 
 
 def test_a_claim_that_was_added_and_points_that_were(clone):
