@@ -332,7 +332,7 @@ def check(
     code = code_of(study)
     if note and not said and code not in {run["code"] for run in record.runs}:
         book = _Book(record, study.results(size), device, data)
-        book.checked = {"date": date.today().isoformat(), "commit": results.commit(), "code": code}
+        book.checked = {"date": date.today().isoformat(), "code": code}
         book.write()
     return said
 
