@@ -320,7 +320,7 @@ def study(
                 raise typer.Exit(1)
             return
         records = [read_record(one, size, folder and folder / one.name) for one in studies]
-        missing = sum(len(record.missing) for record in records)
+        missing = sum(len(record.missing) + len(record.missing_pictures) for record in records)
         for record in records:
             total = len(record.study.points(size))
             out.print(f"{record.study.name}: {total - len(record.missing)} of {total} points finished")
@@ -353,8 +353,8 @@ def study(
         raise _fail(
             "interrupted; what is finished stays, and the same command goes on from there", 130
         ) from None
-    left = sum(len(record.missing) for record in records)
-    out.print(f"{missing - left} points computed, {left} left")
+    left = sum(len(record.missing) + len(record.missing_pictures) for record in records)
+    out.print(f"{missing - left} points and pictures computed, {left} left")
     if failed:
         raise typer.Exit(1)
 

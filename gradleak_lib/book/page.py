@@ -220,6 +220,8 @@ class Page:
             display(
                 {"text/html": f'<div class="panels">{"".join(panels)}</div>', "text/plain": alt}, raw=True
             )
+        elif record.runs:
+            display(Markdown("*This picture is not recorded yet.*"))
         display(Markdown(self.source(record)))
 
     def source(self, record: Record) -> str:

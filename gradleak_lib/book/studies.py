@@ -351,6 +351,11 @@ class Record:
         return [key for key in self.study.points(self.size) if key not in self.seconds]
 
     @property
+    def missing_pictures(self) -> list[str]:
+        """Names of the pictures that are not there; they belong to the paper's size."""
+        return [name for name in self.study.pictures if name not in self.pictures and self.size == "paper"]
+
+    @property
     def minutes(self) -> float:
         """What all points took, one after the other."""
         return sum(self.seconds.values()) / 60

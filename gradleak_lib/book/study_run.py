@@ -108,7 +108,7 @@ def run(
     by_name = {one.name: one for one in studies}
     due = [
         *((name, key, compute) for name, record in records.items() for key in record.missing),
-        *((name, key, draw) for name, book in books.items() for key in book.missing_pictures),
+        *((name, key, draw) for name, record in records.items() for key in record.missing_pictures),
     ]
     due.sort(key=lambda one: list(by_name).index(one[0]))
     end = math.inf if minutes is None else time.time() + 60 * minutes
@@ -210,11 +210,6 @@ class _Book:
         self.rules, self.pictures, self.checked = record.rules, dict(record.pictures), dict(record.checked)
         self.begun: dict[str, Any] | None = None
         self.device, self.data = device, data
-
-    @property
-    def missing_pictures(self) -> list[str]:
-        """Names of the pictures that are not there; they belong to the paper's size."""
-        return [name for name in self.study.pictures if name not in self.pictures and self.size == "paper"]
 
     def add(self, key: str, found: Any, seconds: float) -> None:
         """Add a point or a picture, and write."""

@@ -259,6 +259,21 @@ def test_a_point_that_fails_costs_nobody_else(clone):
     assert len(read.missing) == 1
 
 
+def test_pictures_are_drawn_once(clone):
+    """They belong to the paper's size, of which one point is enough here."""
+    picture = {"experiment": "imprint_pictures.batch", "data": "photos", "images": 8, "host": "lenet"}
+    sizes = STUDY["sizes"] | {"paper": {"kind": "breast-cancer", "batch": 0}}
+    study = clone(sizes=sizes, pictures={"figure": picture | {"batch": 0, "bins": 32}})
+    ended = []
+    [read] = study_run.run([study], on_end=ended.append)
+    assert len(ended) == 2
+    assert list(read.pictures["figure"]) == ["private", "recovered"]
+    for file in read.pictures["figure"].values():
+        assert (study.folder / file).read_bytes().startswith(b"RIFF")
+    study_run.run([study], on_end=ended.append)
+    assert len(ended) == 2
+
+
 def test_when_the_time_is_over_nothing_begins(clone):
     [read] = study_run.run([clone()], size="smoke", minutes=0)
     assert len(read.missing) == 2
@@ -311,7 +326,8 @@ def test_the_command_lists_runs_and_checks(gradleak, clone, tmp_path, monkeypatc
     assert "0 of 2 points finished" in dry.output
     assert not (tmp_path / "_build").exists()
     assert (
-        "2 points computed, 0 left" in gradleak("study", "x-table", "--size", "smoke", "--jobs", "1").output
+        "2 points and pictures computed, 0 left"
+        in gradleak("study", "x-table", "--size", "smoke", "--jobs", "1").output
     )
     assert "1 points as recorded" in gradleak("study", "--size", "smoke", "--check", "1").output
     unknown = gradleak("study", "nothing")
