@@ -230,7 +230,9 @@ class Page:
         command = f"`gradleak study {study.name}`"
         if not record.runs:
             return f"*Study `{study.name}` is registered and not recorded yet; {command} runs it.*"
-        run = record.runs[-1]
+        run = next(
+            (one for one in reversed(record.runs) if one["points"]), record.runs[-1]
+        )  # not of pictures
         if record.size != "paper":
             return f"*Computed at size {record.size} on {run['device']}; {command} computes it at the paper's size.*"
         done = (
