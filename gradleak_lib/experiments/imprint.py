@@ -415,30 +415,31 @@ def one_of_thousands(
 # --- Figs. 5 right, 11 to 15: deeper in the network ---
 
 
-def _network_at(place: str, side: int, classes: int) -> tuple[nn.Module, str | None]:
-    """A ResNet-18 that lets the image through up to a place, and the name of the layer there."""
-    network = models.build("resnet18", (3, side, side), classes=classes)
-    name = placement.POSITIONS.get(place)
-    return (placement.pass_through(network, name) if name else network), name
-
-
 def read_at_place(
-    place: str, batch: int, bins: int, images: int, data: Data, device: str
+    place: str, batch: int, bins: int, images: int, data: Data, offsets: bool, device: str
 ) -> tuple[ImageDataset, Tensor, Tensor, Tensor]:
-    """The batch, what reached the place, what was read there, and who was alone."""
+    """The batch, the pixels that reached the place, those that were read there, and who was alone."""
     some, public = draw(data, images, batch)
-    network, name = _network_at(place, some.images.shape[-1], CLASSES[data])
+    network = models.build("resnet18", some.images.shape[1:], classes=CLASSES[data])
+    name = placement.POSITIONS.get(place)
+    if name:
+        network = placement.pass_through(network, name, offsets=offsets)
     seen, known = (
         placement.layer_inputs(network, name, one.images) if name else one.images for one in (some, public)
     )
-    brightness = imprint.mean_brightness(seen.shape[1:], channels=3)
+    square = placement.OFFSETS[name] if name and offsets else 1
+    brightness = imprint.mean_brightness(seen.shape[1:], channels=3 * square**2)
     with seeded(0):
         layer = imprint.Imprint(seen.shape[1:], bins, reduction="sum")
     imprint.arm(layer, brightness, _edges("imagenet", known, brightness, bins))
     model = placement.before_layer(network, name, layer) if name else placement.before_input(network, layer)
     recovered = imprint.recover(fedsgd(model.to(device), some.images, some.labels), model)
     alone = imprint.alone_in_bin(layer, seen).cpu()
-    return some, seen[:, :3], recovered.inputs[:, :3].cpu(), alone
+
+    def pixels(features: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(features[:, : 3 * square**2].cpu(), square)
+
+    return some, pixels(seen), pixels(recovered.inputs), alone
 
 
 def at_place(
@@ -448,21 +449,29 @@ def at_place(
     bins: int,
     images: int = 64,
     data: Data = "imagenet",
+    offsets: bool = False,
     device: str = "cpu",
 ) -> list[Row]:
     """Figs. 5 (right) and 11: an imprint somewhere in a ResNet-18 whose layers before it let the image through.
 
+    ``offsets`` puts pixels beside those that arrive into the channels that are free
+    (`gradleak_lib.attacks.placement.pass_through`).
+
     Returns
     -------
     list of dict
-        One row: as of `one_gradient`, against what reaches the place, with its ``side`` in pixels; and ``iip``, of
-        what was read, enlarged, among all photographs.
+        One row: as of `one_gradient`, against what reaches the place, with its ``side`` in pixels; ``iip``, of
+        what was read, enlarged, among all photographs; and ``detail``: the mean PSNR of the enlarged images against
+        the photographs themselves, over those alone in their bin.
     """
-    some, seen, read, alone = read_at_place(place, batch, bins, images, data, device)
+    some, seen, read, alone = read_at_place(place, batch, bins, images, data, offsets, device)
     score = metrics.score(read, seen)
     enlarged = nn.functional.interpolate(read, size=some.images.shape[-1], mode="bilinear")
-    iip = metrics.score(enlarged, some.images, pool=_pool(data, draw(data, images, batch)[1])).iip
-    return [_summary(score, alone) | {"side": seen.shape[-1], "iip": iip}]
+    against = metrics.score(enlarged, some.images, pool=_pool(data, draw(data, images, batch)[1]))
+    return [
+        _summary(score, alone)
+        | {"side": seen.shape[-1], "iip": against.iip, "detail": float(against.psnr[alone].mean())}
+    ]
 
 
 # --- Fig. 16: local steps ---

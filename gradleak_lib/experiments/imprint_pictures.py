@@ -80,15 +80,22 @@ def one_of_thousands(
 
 
 def places(
-    *, batch: int, bins: int, images: int = 64, data: Data = "imagenet", device: str = "cpu"
+    *,
+    batch: int,
+    bins: int,
+    images: int = 64,
+    data: Data = "imagenet",
+    offsets: bool = False,
+    device: str = "cpu",
 ) -> Pictures:
     """Figs. 11 to 15: what is read at four places of a ResNet-18, as it arrives there."""
     from gradleak_lib.attacks.placement import POSITIONS
 
     found = {}
     for place in POSITIONS:
-        _, seen, read, _ = experiments.read_at_place(place, batch, bins, images, data, device)
-        found[f"before {place.replace('pooling', 'the last pooling')}"] = metrics.score(read, seen).images
+        _, seen, read, _ = experiments.read_at_place(place, batch, bins, images, data, offsets, device)
+        title = f"before {place.replace('pooling', 'the last pooling')}"
+        found[title] = smaller(metrics.score(read, seen).images, 112)
     return found
 
 

@@ -183,6 +183,25 @@ def test_deep_placement_leaks_the_downsampled_image(place):
     assert score.exact[alone].all()
 
 
+@pytest.mark.parametrize("place", placement.POSITIONS)
+def test_channels_that_are_free_carry_the_pixels_beside(place):
+    images = load("photos", 64, sample=4, seed=2).images
+    name = placement.POSITIONS[place]
+    net = placement.pass_through(models.build("resnet18", (3, 64, 64), classes=10), name, offsets=True)
+    features = placement.layer_inputs(net, name, images)
+    square = placement.OFFSETS[name]
+    assert 3 * square**2 <= features.shape[1] < 3 * (2 * square) ** 2
+    assert (features[:, 3 * square**2 :] == 0).all()
+    arrived = torch.nn.functional.pixel_shuffle(features[:, : 3 * square**2], square)
+    # The largest of nine pixels, two apart, is what the max-pooling leaves.
+    largest = torch.nn.functional.max_pool2d(torch.nn.functional.pad(images, (2,) * 4), 3, 1, dilation=2)
+    step = 64 // arrived.shape[-1]
+    first = -1 if step == 1 else 0  # four pixels around the centre of a stride of four: from -1 to 2
+    expected = largest.roll((-first, -first), (2, 3))[:, :, ::step, ::step]
+    inner = slice(8 // step, -8 // step)
+    assert torch.allclose(arrived[..., inner, inner], expected[..., inner, inner], atol=1e-5)
+
+
 def test_a_dormant_imprint_is_a_trainable_layer(private):
     model = placement.before_input(models.build("mlp", SHAPE, classes=10), imprint.Imprint(SHAPE, 16))
     update = fedsgd(model, private.images, private.labels)
