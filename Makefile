@@ -104,10 +104,10 @@ bench: install
 gpu: export PYTHONPATH := $(PYTHONPATH)
 gpu: export PYTHONNOUSERSITE :=
 gpu:
-	@$(or $(PYTHON),python3) benchmarks/gpu.py run --size $(SIZE) --minutes $(MINUTES) --out "$(OUT)" $(ARGS)
+	@$(or $(PYTHON),python3) benchmarks/gpu.py --size $(SIZE) --minutes $(MINUTES) --out "$(OUT)" $(ARGS)
 
 wheels: install
-	@$(PY) benchmarks/gpu.py wheels $(ARGS)
+	@$(PY) benchmarks/wheels.py $(ARGS)
 
 serve: site
 	@echo "http://localhost:$(PORT) (Ctrl-C ends it)"

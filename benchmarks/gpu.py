@@ -1,11 +1,10 @@
-"""On a machine with a GPU and without a network: collect the wheels that it lacks, and run what needs a GPU there.
+"""Run what needs a GPU, on a machine that may have no network: tests, a chapter, a measurement of speed, and studies.
 
-    make wheels [ARGS="--python 3.12"]                   (where there is a network)
-    make gpu PYTHON=python3 [SIZE=smoke] [MINUTES=8]     (where there is a GPU)
+    make gpu PYTHON=python3 [SIZE=smoke] [MINUTES=8]
 
-The first fills `_build/wheels`, which travels with this folder. The second runs the tests that need a GPU, a chapter,
-a measurement of speed, and studies until the minutes are over. Exit code 1 where one of them fails; the others run
-all the same. This script starts with nothing but Python; what it needs it imports where it uses it.
+Studies go on until the minutes are over. Exit code 1 where a step fails; the others run all the same. This script
+starts with nothing but Python; what that Python lacks is installed beside it, from wheels that came along
+(`wheels.py`).
 """
 
 import argparse
@@ -16,47 +15,22 @@ import importlib.util
 import json
 import os
 import platform
-import re
-import shutil
 import signal
 import site
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-import tomllib
 import venv
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-WHEELS = ROOT / "_build" / "wheels"
-VENV = ROOT / ".venv-gpu"
-LIMIT = 40_000_000  # bytes of all wheels
-# What a machine for PyTorch has, with what that needs in turn: large, or built for its driver, and never taken.
-THERE = {
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "pillow",
-    "scikit-image",
-    "scikit-learn",
-    "scipy",
-    "torch",
-    "torchvision",
-}
-# What other packages ask for, and running chapters and studies never imports: it serves browsers, debuggers,
-# completion at a prompt, the building of a website, or files on servers.
-UNUSED = {"aiohttp", "babel", "debugpy", "jedi", "jupyterlab-widgets", "sqlalchemy", "widgetsnbextension"}
-TEST_TOOLS = ("hypothesis", "pytest")
-PATCH = ".99"  # of the Python that wheels are for: some want a late one
-GLIBC = range(5, 29)  # minor versions that a wheel may ask for; 2.28 is that of clusters' older systems
+import wheels
 
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv-gpu"
 CHAPTER = "04-robbing-the-fed"  # it trains and attacks more kinds of networks than the others
 # Parts of the time that are kept for a step while those before it run; what one leaves goes to the next.
 TESTS, EXECUTION, SPEED, STUDIES = 0.4, 0.2, 0.1, 0.3
@@ -65,159 +39,13 @@ LAST = 60.0  # seconds before the end in which no point of a study begins, or a 
 TAIL = 20  # lines of a log that are shown of a step that failed
 
 
-# --- wheels ---
-
-
-def canonical(name: str) -> str:
-    """The name of a package as registries compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def needed() -> list[str]:
-    """Requirements of what runs on a GPU: the library, its chapters and sweeps, and what tests need."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    extras = project["project"]["optional-dependencies"]
-    tools = [line for line in extras["test"] if canonical(named(line)) in TEST_TOOLS]
-    found = [*project["project"]["dependencies"], *extras["chapters"], *extras["scale"], *tools]
-    return [line for line in found if canonical(named(line)) != "gradleak"]
-
-
-def built_with() -> list[str]:
-    """Requirements of installing this folder."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return list(project["build-system"]["requires"])
-
-
-def named(requirement: str) -> str:
-    """The name in a requirement."""
-    match = re.match(r"[\w.-]+", requirement)
-    if match is None:
-        raise ValueError(f"no requirement: {requirement!r}")
-    return match[0]
-
-
-def left_out(name: str) -> bool:
-    """Whether a package does not travel."""
-    return name in THERE | UNUSED or name.startswith(("nvidia-", "triton"))
-
-
-def closure(
-    roots: Iterable[str],
-    fetch: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
-    target: Mapping[str, str],
-) -> set[str]:
-    """Names of all packages that some requirements lead to, but for what is `left_out`, with what only that needs.
-
-    Parameters
-    ----------
-    roots
-        Requirements.
-    fetch
-        Gets packages by their requirements, and returns what each requires in turn, by name.
-    target
-        Environment markers of the machine.
-    """
-    from packaging.requirements import Requirement
-
-    found: set[str] = set()
-    asked: dict[str, set[str]] = {}  # extras by name
-    due = [Requirement(line) for line in roots]
-    requires: dict[str, Sequence[str]] = {}
-    while due:
-        due = [one for one in due if not left_out(canonical(one.name))]
-        new = {canonical(one.name): f"{one.name}{one.specifier}" for one in due}
-        requires |= fetch([line for name, line in new.items() if name not in found])
-        found |= set(new)
-        following = []
-        for one in due:
-            name = canonical(one.name)
-            if name in asked and one.extras <= asked[name]:
-                continue
-            extras = asked.setdefault(name, set())
-            extras |= {"", *one.extras}
-            for line in requires[name]:
-                other = Requirement(line)
-                if other.marker is None or any(
-                    other.marker.evaluate({**target, "extra": extra}) for extra in extras
-                ):
-                    following.append(other)
-        due = following
-    return found
-
-
-def download(requirements: Sequence[str], folder: Path, python: str, machine: str) -> dict[str, list[str]]:
-    """Get wheels of some packages for another Python, at the versions of ``constraints.txt``; return their needs.
-
-    Raises
-    ------
-    RuntimeError
-        If pip cannot get one.
-    """
-    if not requirements:
-        return {}
-    before = set(folder.glob("*.whl"))
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in reversed(GLIBC)]
-    platforms += [f"--platform={old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1")]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-qq", "--no-deps"]
-    command += ["--progress-bar=off", "--only-binary=:all:", f"--python-version={python}{PATCH}", *platforms]
-    command += ["--implementation=cp", "-c", str(ROOT / "constraints.txt"), "-d", str(folder), *requirements]
-    if subprocess.run(command).returncode:
-        raise RuntimeError(f"pip could not get all of these, and says why above: {', '.join(requirements)}")
-    found = {}
-    for wheel in set(folder.glob("*.whl")) - before:
-        with zipfile.ZipFile(wheel) as archive:
-            [inside] = [
-                name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)
-            ]
-            metadata = HeaderParser().parsestr(archive.read(inside).decode("utf-8"))
-        found[canonical(metadata["Name"])] = metadata.get_all("Requires-Dist") or []
-    return found
-
-
-def collect(folder: Path, python: str, machine: str, limit: int = LIMIT) -> str:
-    """Fill a folder with wheels, whole or not at all, and say how much it is.
-
-    Raises
-    ------
-    ValueError
-        If they are larger than the limit.
-    """
-    target = {
-        "implementation_name": "cpython",
-        "os_name": "posix",
-        "platform_machine": machine,
-        "platform_python_implementation": "CPython",
-        "platform_system": "Linux",
-        "python_full_version": f"{python}{PATCH}",
-        "python_version": python,
-        "sys_platform": "linux",
-    }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheels-") as temporary:
-        new = Path(temporary, "wheels")
-        new.mkdir()
-        closure([*needed(), *built_with()], lambda lines: download(lines, new, python, machine), target)
-        sizes = {wheel.name: wheel.stat().st_size for wheel in new.glob("*.whl")}
-        total = sum(sizes.values())
-        if total > limit:
-            largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3])
-            raise ValueError(
-                f"the wheels come to {total / 1e6:.1f} MB, and {limit / 1e6:g} MB is what may travel; nothing was "
-                f"kept. The largest are {largest}"
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    where = os.path.relpath(folder, ROOT)
-    return f"{len(sizes)} wheels for Python {python} on {machine}, {total / 1e6:.1f} MB, are in {where}"
-
-
 # --- the interpreter ---
 
 
 def lacking() -> list[str]:
     """Packages that this interpreter has not."""
     found = []
-    for name in [*map(named, needed()), "gradleak"]:
+    for name in [*map(wheels.named, wheels.needed()), "gradleak"]:
         try:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -225,7 +53,7 @@ def lacking() -> list[str]:
     return found
 
 
-def environment(folder: Path = VENV, wheels: Path = WHEELS) -> Path:
+def environment(folder: Path = VENV, store: Path = wheels.WHEELS) -> Path:
     """Return an interpreter that has all of `needed`: this one, or one of an environment above it.
 
     Raises
@@ -236,16 +64,16 @@ def environment(folder: Path = VENV, wheels: Path = WHEELS) -> Path:
     missing = lacking()
     if not missing:
         return Path(sys.executable)
-    if own := [name for name in missing if left_out(canonical(name))]:
+    if own := [name for name in missing if wheels.left_out(wheels.canonical(name))]:
         raise RuntimeError(
             f"{sys.executable} lacks {', '.join(own)}; name a Python that has it, with make PYTHON=python3"
         )
     if Path(sys.prefix).resolve() == folder.resolve():
         raise RuntimeError(f"{folder.name} lacks {', '.join(missing)}: remove the folder and start again")
-    names = sorted(wheel.name for wheel in wheels.glob("*.whl"))
+    names = sorted(wheel.name for wheel in store.glob("*.whl"))
     if not names:
         raise RuntimeError(
-            f"{sys.executable} lacks {', '.join(missing)}, and {os.path.relpath(wheels, ROOT)} holds no wheels: type "
+            f"{sys.executable} lacks {', '.join(missing)}, and {os.path.relpath(store, ROOT)} holds no wheels: type "
             "`make wheels` where there is a network, and bring that folder along"
         )
     stamp, python = folder / "installed", folder / "bin" / "python"
@@ -278,7 +106,7 @@ def environment(folder: Path = VENV, wheels: Path = WHEELS) -> Path:
         "--no-compile",
     ]
     for what in (
-        ["--find-links", str(wheels), *(str(wheels / name) for name in names)],
+        ["--find-links", str(store), *(str(store / name) for name in names)],
         ["--no-build-isolation", "--editable", "."],
     ):
         subprocess.run([*install, *what], check=True, cwd=ROOT)
@@ -679,31 +507,23 @@ def cores() -> int:
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description="What needs a GPU, on a machine that may have no network.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    wheels = commands.add_parser("wheels", help="collect the packages that such a machine lacks")
-    wheels.add_argument("--python", default="3.12", help="version of its Python (default: %(default)s)")
-    wheels.add_argument("--machine", default="x86_64", help="its processor (default: %(default)s)")
-    wheels.add_argument(
-        "--folder", type=Path, default=WHEELS, help="where to put them; default _build/wheels"
-    )
-    run = commands.add_parser("run", help="run tests, a chapter, a measurement of speed, and studies")
-    run.add_argument("--size", choices=("smoke", "cpu", "paper"), default="paper", help="of the studies")
-    run.add_argument("--minutes", type=float, default=8.0, help="of the whole (default: %(default)s)")
-    run.add_argument(
+    parser.add_argument("--size", choices=("smoke", "cpu", "paper"), default="paper", help="of the studies")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of the whole (default: %(default)s)")
+    parser.add_argument(
         "--out", type=Path, default=ROOT / "_build" / "gpu", help="for all results; default _build/gpu"
     )
-    run.add_argument(
+    parser.add_argument(
         "--jobs", type=int, help="points of studies at a time; as many as cores, 8 at most, if none"
     )
-    run.add_argument("--data", type=Path, help="folder of the data sets")
-    run.add_argument(
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument(
         "--archive", type=Path, help="also pack the results into this file (.tar.gz), after each step"
     )
-    run.add_argument("--begun", type=float, help=argparse.SUPPRESS)  # when the minutes began
+    parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)  # when the minutes began
     found = parser.parse_args(words)
-    if found.command == "run" and not found.minutes > 0:
+    if not found.minutes > 0:
         parser.error(f"--minutes is {found.minutes:g}; it must be more than 0")
-    if found.command == "run" and found.jobs is not None and found.jobs < 1:
+    if found.jobs is not None and found.jobs < 1:
         parser.error(f"--jobs is {found.jobs}; it must be 1 or more")
     return found
 
@@ -748,9 +568,6 @@ def main(words: Sequence[str] | None = None) -> int:
     """Do what was asked for."""
     given = arguments(words)
     try:
-        if given.command == "wheels":
-            print(collect(given.folder.resolve(), given.python, given.machine))
-            return 0
         return run(given)
     except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
         print(f"gpu: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from gradleak_lib.book.chapters import UsageError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
+import wheels  # noqa: E402
 
 SOURCE = {"date": "2026-11-29", "commit": "abc", "device": "NVIDIA H200", "versions": {"torch": "2.11.0"}}
 
@@ -227,19 +228,19 @@ def test_the_closure_leaves_out_what_is_there_and_what_is_not_used():
 
     def fetch(lines):
         asked.extend(lines)
-        return {name: REGISTRY[name] for name in (gpu.canonical(gpu.named(line)) for line in lines)}
+        return {name: REGISTRY[name] for name in (wheels.canonical(wheels.named(line)) for line in lines)}
 
-    assert gpu.closure(["one>=1", "torch"], fetch, TARGET) == {"one", "two", "three", "five"}
+    assert wheels.closure(["one>=1", "torch"], fetch, TARGET) == {"one", "two", "three", "five"}
     assert asked == ["one>=1", "Two>=1", "three", "five"]
 
 
 def test_what_is_needed_comes_from_the_project():
-    names = {gpu.canonical(gpu.named(line)) for line in gpu.needed()}
+    names = {wheels.canonical(wheels.named(line)) for line in wheels.needed()}
     assert {"papermill", "jupytext", "ipykernel", "opacus", "distributed", "pytest"} <= names
     assert "gradleak" not in names
-    assert {"torch", "numpy", "scipy"} <= gpu.THERE
+    assert {"torch", "numpy", "scipy"} <= wheels.THERE
     for name in ("torch", "numpy", "scipy", "nvidia-cublas", "triton"):
-        assert gpu.left_out(name)
+        assert wheels.left_out(name)
     assert not gpu.lacking()
 
 
@@ -251,14 +252,14 @@ def test_too_much_is_refused_in_a_sentence_and_leaves_what_was_there(tmp_path, m
     def download(lines, new, python, machine):
         assert (python, machine) == ("3.12", "x86_64")
         for line in lines:
-            (new / f"{gpu.named(line)}-1-py3-none-any.whl").write_bytes(bytes(1000))
-        return {gpu.canonical(gpu.named(line)): [] for line in lines}
+            (new / f"{wheels.named(line)}-1-py3-none-any.whl").write_bytes(bytes(1000))
+        return {wheels.canonical(wheels.named(line)): [] for line in lines}
 
-    monkeypatch.setattr(gpu, "download", download)
+    monkeypatch.setattr(wheels, "download", download)
     with pytest.raises(ValueError, match=r"come to 0\.0 MB, and 0\.002 MB is what may travel"):
-        gpu.collect(folder, "3.12", "x86_64", limit=2000)
+        wheels.collect(folder, "3.12", "x86_64", limit=2000)
     assert [wheel.name for wheel in folder.iterdir()] == ["old-1-py3-none-any.whl"]
-    assert gpu.main(["wheels", "--folder", str(folder)]) == 0
+    assert wheels.main(["--folder", str(folder)]) == 0
     assert "wheels for Python 3.12 on x86_64" in capsys.readouterr().out
     assert "papermill-1-py3-none-any.whl" in {wheel.name for wheel in folder.iterdir()}
     assert not list(tmp_path.glob(".wheels-*"))
@@ -278,7 +279,7 @@ def test_without_wheels_it_says_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", [["--minutes", "0"], ["--jobs", "0"], ["--size", "huge"]])
 def test_options_that_cannot_be_are_refused(words, capsys):
     with pytest.raises(SystemExit):
-        gpu.arguments(["run", *words])
+        gpu.arguments(words)
     assert words[0] in capsys.readouterr().err
 
 

@@ -1,14 +1,12 @@
 """The command line: execute the chapters, print the scorecard, fetch a data set."""
 
-import itertools
 import json
 import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +15,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 import gradleak_lib
+from gradleak_lib.book.terminal import err, fail, out, points_bar, progress_bars, progress_lines, say_end
 
 if TYPE_CHECKING:
     from gradleak_lib.book.execution import Outcome
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 # What a command needs it imports itself: the help must not wait for torch, jupytext and papermill.
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _Pairs(TyperCommand):
@@ -43,11 +40,6 @@ class _Pairs(TyperCommand):
                     pair = f"{pair}={rest.pop(0)}"
                 joined.append(pair)
         return super().parse_args(ctx, joined)
-
-
-def _fail(error: Exception | str, code: int = 2) -> typer.Exit:
-    err.print(f"gradleak: {error}", style="red", markup=False)
-    return typer.Exit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -93,7 +85,7 @@ def run(
         if jobs < 1:
             raise UsageError(f"--jobs is {jobs}; it must be 1 or more")
     except UsageError as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     _warn_of_profile(profile)
     if profile == "smoke" and (data or os.environ.get("GRADLEAK_DATA")):
         said = (
@@ -145,7 +137,7 @@ def _run_with_progress(runs: Sequence["Run"], *, jobs: int) -> list["Outcome"]:
     from gradleak_lib.book import execution
     from gradleak_lib.book.chapters import UsageError
 
-    show, on_progress = _bars(runs) if out.is_terminal else (nullcontext(), _lines())
+    show, on_progress = progress_bars(runs) if out.is_terminal else (nullcontext(), progress_lines())
 
     with show:
         try:
@@ -153,50 +145,12 @@ def _run_with_progress(runs: Sequence["Run"], *, jobs: int) -> list["Outcome"]:
                 runs,
                 jobs=jobs,
                 on_progress=on_progress,
-                on_end=lambda outcome: _say_end(outcome.name, outcome),
+                on_end=lambda outcome: say_end(outcome.name, outcome),
             )
         except KeyboardInterrupt:
-            raise _fail("interrupted; what was running has been dropped", 130) from None
+            raise fail("interrupted; what was running has been dropped", 130) from None
         except UsageError as error:
-            raise _fail(error) from None
-
-
-def _say_end(name: str, outcome: "Outcome") -> None:
-    """Print a line on what became of a chapter or a point."""
-    if outcome.error:
-        message = f"{name}: failed after {outcome.seconds:.0f} s: {outcome.error}"
-        message += f" (see {outcome.notebook})" if outcome.notebook else ""
-        err.print(message, style="red", markup=False)
-    else:
-        out.print(f"{name}: done in {outcome.seconds:.0f} s", markup=False)
-    sys.stdout.flush()
-
-
-def _bars(runs: Sequence["Run"]) -> tuple[AbstractContextManager[object], Callable[[str, int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=out)
-    tasks = {one.name: progress.add_task(one.name, total=None) for one in runs}
-
-    def update(chapter: str, done: int, total: int) -> None:
-        progress.update(tasks[chapter], completed=done, total=total)
-
-    return progress, update
-
-
-def _lines(every: float = 15.0) -> Callable[[str, int, int], None]:
-    """Return a callback that prints a chapter's progress, at most one line in ``every`` seconds."""
-    said: dict[str, float] = {}
-
-    def update(chapter: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - said.get(chapter, -every) >= every:
-            said[chapter] = now
-            out.print(f"{chapter}: cell {done} of {total}", markup=False)
-            sys.stdout.flush()
-
-    return update
+            raise fail(error) from None
 
 
 @app.command()
@@ -236,36 +190,20 @@ def sweep(
         out.print(f"{len(points)} points, {sum(finished)} of them finished")
         if address is None:
             _warn_of_profile(profile)
-        show, on_end = _points_bar(len(points) - sum(finished))
+        show, on_end = points_bar(len(points) - sum(finished))
         with show:
             outcomes = sweeps.sweep(points, jobs=jobs, address=address, data=data, on_end=on_end)
         table = sweeps.write_tables(points, outcomes, folder)
     except (UsageError, OSError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     except KeyboardInterrupt:
-        raise _fail(
+        raise fail(
             "interrupted; what is finished stays, and the same command goes on from there", 130
         ) from None
     failed = sum(bool(outcome.error) for outcome in outcomes)
     out.print(f"{len(points) - failed} of {len(points)} points have results: {table}", markup=False)
     if failed:
         raise typer.Exit(1)
-
-
-def _points_bar(total: int) -> tuple[AbstractContextManager[object], Callable[..., None]]:
-    """Return a bar of points, and a callback that moves it and prints a line for each point that has ended."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=out, disable=not out.is_terminal)
-    task = progress.add_task("points", total=total)
-    ended = itertools.count(1)
-
-    def on_end(point: object, outcome: "Outcome") -> None:
-        progress.update(task, advance=1)
-        _say_end(f"{next(ended)} of {total}: {point}", outcome)
-
-    return progress, on_end
 
 
 @app.command()
@@ -326,7 +264,7 @@ def study(
             out.print(f"{record.study.name}: {total - len(record.missing)} of {total} points finished")
         if dry_run:
             return
-        show, on_end = _points_bar(missing)
+        show, on_end = points_bar(missing)
         failed = []
 
         def ended(point: study_run.Ended) -> None:
@@ -348,9 +286,9 @@ def study(
                 on_end=ended,
             )
     except (UsageError, OSError, ValueError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     except KeyboardInterrupt:
-        raise _fail(
+        raise fail(
             "interrupted; what is finished stays, and the same command goes on from there", 130
         ) from None
     left = sum(len(record.missing) + len(record.missing_pictures) for record in records)
@@ -405,7 +343,7 @@ def scorecard(
         executed = book.executed_chapters(book.project_root())
         rows = card.select(card.read(executed), which or [])
     except ValueError as error:
-        raise _fail(error, 1) from None
+        raise fail(error, 1) from None
     if as_json:
         runs = {path.stem: book.provenance_of(path) for path in executed}
         print(json.dumps(card.as_json(rows, runs), indent=1, ensure_ascii=False))
@@ -466,7 +404,7 @@ def record(
             differ += len(lines)
             out.print("\n".join(lines) or f"{one.chapter}: every number as recorded", markup=False)
     except ValueError as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     if differ:
         out.print(f"{differ} numbers differ (recorded, and in the notebook)")
         raise typer.Exit(1)
@@ -496,9 +434,9 @@ def data(
     try:
         datasets.fetch(name, root=folder)
     except datasets.MissingData as error:
-        raise _fail(error, 1) from None
+        raise fail(error, 1) from None
     except ValueError as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     out.print(f"{name} is in {datasets.data_root(folder)}", markup=False)
 
 
