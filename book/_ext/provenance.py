@@ -55,9 +55,14 @@ def as_html(facts: dict[str, object]) -> str:
     )
 
 
-def with_findings(root: Path) -> list[Path]:
-    """Executed chapters that check claims: the others give no number to another page."""
-    return [path for path in executed_chapters(root) if KEY in path.read_text(encoding="utf-8")]
+def shown_on(page: str, root: Path) -> list[Path]:
+    """Executed chapters whose numbers stand on a summary: those that check claims, and those that the page names."""
+    text = Path(root, f"{page}.md").read_text(encoding="utf-8")
+    return [
+        path
+        for path in executed_chapters(root)
+        if f"{path.name}::" in text or KEY in path.read_text(encoding="utf-8")
+    ]
 
 
 def defaults(source: Path) -> dict[str, object]:
@@ -90,7 +95,7 @@ def add(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.doc
     if "body" in context:
         notebook = Path(app.srcdir, f"{page}.ipynb")
         facts = provenance_of(notebook)
-        shown = [notebook] if facts else with_findings(Path(app.srcdir)) if page in SUMMARIES else []
+        shown = [notebook] if facts else shown_on(page, Path(app.srcdir)) if page in SUMMARIES else []
         said = warning(shown, Path(app.srcdir, "notebooks"))
         context["body"] = context["body"].replace("</h1>", "</h1>" + said, 1)
         context["body"] += as_html(facts or of_text())

@@ -244,6 +244,8 @@ def dead_links(site: Path) -> tuple[list[str], collections.Counter]:
     for name, page in found.items():
         for reference in page.references:
             url = urlsplit(reference)
+            if url.scheme == "data":  # a picture within the page
+                continue
             if url.scheme or url.netloc:
                 counts["outside"] += 1
                 good = url.scheme == "https" and "." in url.netloc
@@ -452,8 +454,10 @@ def test_pages_say_that_their_numbers_are_not_those_of_the_defaults(site):
     for page in pages(site):
         body = BeautifulSoup((site / page).read_text(encoding="utf-8"), "html.parser").article
         said = body and body.select_one(".admonition.note > p.admonition-title:-soup-contains(default)")
-        # The last two, on a reader's own pictures and on costs, check no claim.
+        # The last two, on a reader's own pictures and on costs, check no claim, nor does a chapter that has studies.
         shown = names[:-2] if page in ("book/index.html", "book/scorecard.html", "book/findings.html") else []
+        if page != "book/index.html":  # there, this chapter's pictures stand
+            shown = [name for name in shown if name != "04-robbing-the-fed"]
         shown = [name for name in names if page == f"book/chapters/{name}.html"] or shown
         assert bool(said) == bool(shown), page
         assert not said or said.parent.text.count("--profile smoke") == len(shown)
