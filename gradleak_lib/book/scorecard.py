@@ -99,8 +99,11 @@ class Decision:
         if self.judged is None:
             done, total = len(self.record.seconds), len(self.record.seconds) + len(self.record.missing)
             return f"{done} of {total} points of the study are recorded."
+        first = [
+            f"By the rule before {change.date}: {verdict.grade}." for change, verdict in self.amended if verdict
+        ]
         remark = self.record.study.remarks.get(self.claim.id, "")
-        return " ".join(filter(None, (self.judged.would_decide, remark)))
+        return " ".join(filter(None, (self.judged.would_decide, remark, *first)))
 
     @property
     def amended(self) -> list[tuple[Amendment, Verdict | None]]:
