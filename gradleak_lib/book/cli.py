@@ -309,9 +309,7 @@ def _list_studies(studies: Sequence[Any], size: str) -> None:
         record = read_record(one, size)
         total = len(one.points(size))
         state = "recorded" if record.complete else f"{total - len(record.missing)} of {total} points"
-        said = [
-            f"{record.minutes:.0f} min" if record.seconds else f"about {one.minutes:.0f} min on two cores"
-        ]
+        said = [record.cost if record.seconds else f"about {one.minutes:.0f} min on two cores"]
         if record.runs:
             said.append(f"{record.runs[-1]['date'][:10]}, {record.runs[-1]['device']}")
             by, now = {run["code"] for run in record.runs}, code_of(one)

@@ -241,8 +241,8 @@ class Page:
             else f", {len(record.seconds)} of {len(study.points('paper'))} points so far"
         )
         return (
-            f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {max(record.minutes, 1):.0f} min on "
-            f"{run['device']}, commit {run['commit']}. {command} repeats it.*"
+            f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {record.cost}, {run['device']}, commit "
+            f"{run['commit']}. {command} repeats it.*"
         )
 
     def decisions(self, *names: str) -> None:

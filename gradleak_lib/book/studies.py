@@ -360,6 +360,13 @@ class Record:
         """What all points took, one after the other."""
         return sum(self.seconds.values()) / 60
 
+    @property
+    def cost(self) -> str:
+        """That in words; for the CPU of two processes side by side, as studies are planned."""
+        if self.runs[-1]["device"].startswith("CPU"):
+            return f"{max(self.minutes / 2, 1):.0f} min on two cores"
+        return f"{max(self.minutes, 1):.0f} min"
+
     def verdict(self, claim: str) -> Verdict:
         """Return what the rule of a claim makes of the rows."""
         try:
