@@ -55,7 +55,7 @@ vendor: install
 
 # The list of pages is read when make starts, hence the second make above.
 SOURCES := _config.yml _toc.yml benchmarks/comparisons.py benchmarks/history.jsonl \
-	$(shell find book gradleak_lib notebooks results -type f \
+	$(shell find book gradleak_lib notebooks results studies -type f \
 	! -name '.*' ! -path '*/__pycache__/*' ! -name '* *' 2>/dev/null)
 
 $(SITE): $(SOURCES)
