@@ -99,11 +99,10 @@ class Decision:
         if self.judged is None:
             done, total = len(self.record.seconds), len(self.record.seconds) + len(self.record.missing)
             return f"{done} of {total} points of the study are recorded."
-        first = [
-            f"By the rule before {change.date}: {verdict.grade}." for change, verdict in self.amended if verdict
-        ]
+        others = dict.fromkeys(old.grade for _, old in self.amended if old and old.grade != self.judged.grade)
+        earlier = f"By an earlier rule: {', '.join(others)}." if others else ""
         remark = self.record.study.remarks.get(self.claim.id, "")
-        return " ".join(filter(None, (self.judged.would_decide, remark, *first)))
+        return " ".join(filter(None, (self.judged.would_decide, remark, earlier)))
 
     @property
     def amended(self) -> list[tuple[Amendment, Verdict | None]]:
