@@ -250,8 +250,20 @@ class Page:
         found: list[scorecard.Decision] = []
         for name in names:
             found += scorecard.decide(self._claims, [self.study(name)]).values()
-        rows = scorecard.table(found).to_html(index=False, border=0, classes="claims")
-        display({"text/html": rows, "text/plain": claims.headline(found)}, raw=True)
+        for one in found:
+            paper = f"; the paper: {number}" if (number := claims.number(one.claim)) != "no number" else ""
+            display(
+                Markdown(f"**{one.claim.id}, {one.verdict}.** {one.claim.claim} ({one.claim.where}{paper})")
+            )
+            if one.judged is not None:
+                rows = scorecard.table(one.judged)
+                html = rows.to_html(index=False, border=0, classes="claims")
+                display({"text/html": html, "text/plain": rows.to_string(index=False)}, raw=True)
+            display(
+                Markdown(
+                    " ".join(["*Why this rule:*", *one.rules, *filter(None, ["*Outcome:*", one.reason])])
+                )
+            )
 
     def provenance(self, **more: str) -> Styler:
         """Return the table with which a chapter ends: when and with what it was made, and how to repeat it."""

@@ -380,17 +380,15 @@ def _details(finding: Finding | Decision) -> dict[str, Any]:
     }
 
 
-def table(decisions: Iterable[Decision]) -> pd.DataFrame:
-    """One row a claim that a study decides: the paper's number, each estimate, the verdict, the rule, the remark."""
+def table(verdict: Verdict) -> pd.DataFrame:
+    """One row an estimate of a verdict: what was found, and where it has to lie."""
     return pd.DataFrame(
         [
             {
-                "claim": f"{one.claim.id}: {one.claim.claim} ({one.claim.where})",
-                "verdict": one.verdict,
-                "paper": number(one.claim),
-                "ours, with 95 % interval": "; ".join(one.ours),
-                "why this rule, and what differs": " ".join([*one.rules, one.reason]),
+                "estimate": name,
+                "ours, with 95 % interval": said(one),
+                "holds": interval_of(one.estimand.holds),
             }
-            for one in decisions
+            for name, one in {**verdict.estimates, **verdict.controls}.items()
         ]
     )
