@@ -259,11 +259,8 @@ class Page:
                 rows = scorecard.table(one.judged)
                 html = rows.to_html(index=False, border=0, classes="claims")
                 display({"text/html": html, "text/plain": rows.to_string(index=False)}, raw=True)
-            display(
-                Markdown(
-                    " ".join(["*Why this rule:*", *one.rules, *filter(None, ["*Outcome:*", one.reason])])
-                )
-            )
+            outcome = ["*Outcome:*", one.reason] if one.reason else []
+            display(Markdown(" ".join(["*Why this rule:*", *one.rules, *outcome])))
 
     def provenance(self, **more: str) -> Styler:
         """Return the table with which a chapter ends: when and with what it was made, and how to repeat it."""
