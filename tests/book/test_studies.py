@@ -148,6 +148,8 @@ def test_an_amendment_gives_both_verdicts_and_must_tell_the_truth(clone):
     assert read.verdict("rtf-28").grade == "reproduced"
     [(said, before)] = studies.amended_verdicts(read, "rtf-28")
     assert (said.why, before.grade) == ("Too strict.", "contradicted")
+    [decision] = scorecard.decide(load_claims(), [read]).values()
+    assert decision.reason == "By an earlier rule: contradicted."
     false = change | {"before": changed([95, 100])["rtf-28"]}
     with pytest.raises(UsageError, match="registered rule"):
         studies.read_record(clone(claims=changed([90, 100]), amended=[false]))
@@ -165,6 +167,15 @@ def test_a_rule_that_stood_before_the_registration_is_judged_too(clone):
     # A change that nobody tells of still fails.
     with pytest.raises(UsageError, match="registered rule"):
         studies.read_record(clone(claims=changed([90, 100]), amended=[earlier]))
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("CPU (x86_64)", "30 min on two cores"), ("NVIDIA H200", "60 min")]
+)
+def test_the_cost_is_that_of_two_cores_or_of_one_card(clone, device, said):
+    study = clone()
+    seconds = dict.fromkeys(study.points("paper"), 120.0)
+    assert record(study, runs=[{"code": "", "device": device}], seconds=seconds).cost == said
 
 
 def test_a_record_of_another_size_is_refused(clone):
@@ -340,6 +351,12 @@ def test_the_scorecard_takes_the_study_and_says_what_is_from_the_build(clone, tm
     [decision] = scorecard.decide(claims, [record(clone())]).values()
     assert decision.verdict == "reproduced"
     assert decision.ours == ["rows: 100 [100, 100], 30 batches (holds from 99 to 100)"]
+    assert decision.reason == ""
+    assert scorecard.table(decision.judged).iloc[0].tolist() == [
+        "rows",
+        "100 [100, 100], 30 batches",
+        "from 99 to 100",
+    ]
     row = scorecard.Row(decision, ())
     assert row.study == "x-table"
     said = scorecard.as_json([row], {})["claims"]["rtf-28"]

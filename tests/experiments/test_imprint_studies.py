@@ -70,6 +70,16 @@ def test_deeper_places_see_smaller_images():
     assert row["alone_exact"] == row["alone"]
 
 
+def test_channels_full_of_pixels_show_more():
+    few, many = (
+        imprint.at_place(place="block 3", batch=0, bins=64, offsets=offsets, **SMALL)[0]
+        for offsets in (False, True)
+    )
+    assert (few["side"], many["side"]) == (8, 32)
+    assert many["alone_exact"] == many["alone"]
+    assert many["detail"] > few["detail"] + 3
+
+
 def test_the_sum_of_activations_has_the_larger_gradient():
     """By the number of bins, and by one over the gain; the function stays the same."""
     sigmas = (0.0,)
