@@ -205,8 +205,11 @@ class Page:
             plots.lines(drawn, x, y, hue=hue, ax=ax)
             ax.set(**labels)
 
-    def pictures(self, name: str, picture: str, alt: str) -> None:
-        """Display the panels of a recorded picture of a study beside each other, with its provenance under them."""
+    def pictures(self, name: str, picture: str, alt: str, *, stacked: bool = False) -> None:
+        """Display the panels of a recorded picture of a study, with its provenance under them.
+
+        They stand beside each other, or, where each is one long row, below each other.
+        """
         record = self.study(name)
         if record.size != "paper":  # pictures are those that are recorded
             record = studies.read_record(record.study)
@@ -218,7 +221,11 @@ class Page:
         ]
         if panels:
             display(
-                {"text/html": f'<div class="panels">{"".join(panels)}</div>', "text/plain": alt}, raw=True
+                {
+                    "text/html": f'<div class="panels{" stacked" * stacked}">{"".join(panels)}</div>',
+                    "text/plain": alt,
+                },
+                raw=True,
             )
         elif record.runs:
             display(Markdown("*This picture is not recorded yet.*"))

@@ -270,6 +270,15 @@ def test_every_link_leads_somewhere(site):
     assert counts["outside"] > 50
 
 
+def test_no_formula_is_shown_as_its_source(site):
+    """A dollar sign in the text: a line that begins with a minus sign has ended the formula, for instance."""
+    for page in pages(site):
+        body = BeautifulSoup((site / page).read_text(encoding="utf-8"), "html.parser").article
+        for part in body.select("pre, code, script, style, .math") if body else ():
+            part.decompose()
+        assert body is None or "$" not in body.text, page
+
+
 def test_dead_links_are_found(tmp_path):
     links = ("a.html", "a.html#here", "/gradleak/a.html", "#here", "https://a.org/b")
     dead = ("b.html", "a.html#gone", "/a.html", "#gone", "http://a.org/b", "https://a", "../a.html", "c.js#x")
