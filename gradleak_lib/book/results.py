@@ -57,14 +57,22 @@ def as_text(value: Any) -> str:
     )
 
 
+# What gradleak itself writes into its clone, study after study; it decides no number.
+RECORDED = ("studies/*/rows.csv", "studies/*/record.json", "studies/*/*.webp")
+
+
 @functools.cache  # the code that was loaded, though a file be recorded meanwhile
 def commit() -> str:
-    """Short id of the commit of this clone, marked where files have changed since; "unknown" outside git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Short id of the commit of this clone, marked where files but records have changed; "unknown" outside git."""
+    git = ["git", "-C", str(ROOT)]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        command = [*git, "rev-parse", "--short=12", "HEAD"]
+        head = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        command = [*git, "diff", "--quiet", "HEAD", "--", ".", *(f":(exclude){name}" for name in RECORDED)]
+        changed = subprocess.run(command, capture_output=True).returncode != 0
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{head}-dirty" if changed else head
 
 
 @dataclass(frozen=True)

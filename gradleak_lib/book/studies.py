@@ -328,7 +328,7 @@ class Record:
     pictures
         Of each picture, the file of each panel, by title.
     checked
-        When points were last computed again by other code, and agreed: date and hash of the code.
+        When points were last computed again by other code, and agreed: date, commit and hash of the code.
     """
 
     study: Study

@@ -302,7 +302,7 @@ def check(
     seed
         Of the draw; None: another one each time.
     note
-        Write into the record that today's code, if it is other code, gives the same.
+        Write into the record that today's code gives the same, if it is other code or files had changed at the time.
 
     Raises
     ------
@@ -325,9 +325,10 @@ def check(
         told = ", ".join(f"{name}={value}" for name, value in points[key].items())
         said += [f"{study.name}, {told}: {one}" for one in _differences(study, before, again)]
     code = code_of(study)
-    if note and not said and code not in {run["code"] for run in record.runs}:
+    other = any(run["code"] != code or run["commit"].endswith("-dirty") for run in record.runs)
+    if note and not said and other:
         book = _Book(record, study.results(size), device, data)
-        book.checked = {"date": date.today().isoformat(), "code": code}
+        book.checked = {"date": date.today().isoformat(), "commit": results.commit(), "code": code}
         book.write()
     return said
 

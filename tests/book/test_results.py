@@ -1,6 +1,7 @@
 """Recorded results and their provenance."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -98,6 +99,24 @@ def test_provenance_names_the_commit_and_the_versions():
     assert source["device"].startswith("CPU")
     assert source["commit"]
     assert f"torch {source['versions']['torch']}" in results.as_text(source["versions"])
+
+
+def test_the_commit_is_marked_where_files_but_records_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.commit.__wrapped__() == "unknown"
+    files = [tmp_path / "code.py", tmp_path / "studies" / "one" / "rows.csv"]
+    files[1].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("first")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for command in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    clean = results.commit.__wrapped__()
+    assert len(clean) == 12
+    files[1].write_text("second")  # as a study does while the next one waits
+    assert results.commit.__wrapped__() == clean
+    files[0].write_text("second")
+    assert results.commit.__wrapped__() == f"{clean}-dirty"
 
 
 def test_a_recalled_result_says_how_to_repeat_it_today(tmp_path, monkeypatch):
