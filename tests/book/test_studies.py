@@ -346,6 +346,20 @@ def test_the_command_lists_runs_and_checks(gradleak, clone, tmp_path, monkeypatc
     assert "no study 'nothing'; there are: x-table" in unknown.stderr
 
 
+def test_a_check_notes_the_commit_that_agreed(clone, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_run.results, "commit", lambda: "0123456789ab-dirty")
+    study = clone()
+    study_run.run([study], size="smoke")
+    monkeypatch.setattr(study_run.results, "commit", lambda: "0123456789ab")
+    assert study_run.check(study, 1, size="smoke", note=True) == []
+    found = studies.read_record(study, "smoke")
+    assert found.runs[0]["commit"] == "0123456789ab-dirty"
+    assert found.checked["commit"] == "0123456789ab"
+    table = study.results("smoke") / "rows.csv"
+    table.write_text(re.sub(r"(?m)^(.*),[0-9.]+$", r"\1,-1", table.read_text()))
+    assert study_run.check(study, 1, size="smoke", note=True)
+
+
 def test_the_scorecard_takes_the_study_and_says_what_is_from_the_build(clone, tmp_path):
     claims = {name: one for name, one in load_claims().items() if name in ("rtf-15", "rtf-28")}
     [decision] = scorecard.decide(claims, [record(clone())]).values()
