@@ -247,9 +247,10 @@ class Page:
             if record.complete
             else f", {len(record.seconds)} of {len(study.points('paper'))} points so far"
         )
+        again = f", checked at {commit}" if (commit := record.checked.get("commit")) else ""
         return (
             f"*Study `{study.name}`, recorded on {run['date'][:10]}{done}: {record.cost}, {run['device']}, commit "
-            f"{run['commit']}. {command} repeats it.*"
+            f"{run['commit']}{again}. {command} repeats it.*"
         )
 
     def decisions(self, *names: str) -> None:
@@ -264,7 +265,7 @@ class Page:
             )
             if one.judged is not None:
                 rows = scorecard.table(one.judged)
-                html = rows.to_html(index=False, border=0, classes="claims")
+                html = rows.to_html(index=False, border=0, classes="claims decided")
                 display({"text/html": html, "text/plain": rows.to_string(index=False)}, raw=True)
             outcome = ["*Outcome:*", one.reason] if one.reason else []
             display(Markdown(" ".join(["*Why this rule:*", *one.rules, *outcome])))
