@@ -15,7 +15,7 @@ import yaml
 from test_cli import gradleak  # noqa: F401
 from test_execution import root  # noqa: F401
 
-from gradleak_lib.book import chapters, scorecard, studies, study_run
+from gradleak_lib.book import chapters, cluster, scorecard, studies, study_run
 from gradleak_lib.book.chapters import UsageError
 from gradleak_lib.book.claims import load_claims
 
@@ -324,6 +324,13 @@ def test_after_kill_9_no_finished_point_is_repeated(clone, tmp_path):
     (study.folder / "record.json").unlink()
     subprocess.run(command, check=True, capture_output=True, text=True)
     assert (study.folder / "rows.csv").read_text() == rows
+
+
+def test_workers_keep_freed_memory():
+    """What dask would have them give back is faulted in again by the next tensor."""
+    with cluster.connect(None, 1, processes=True) as client:
+        found = {name: client.submit(os.environ.get, name).result() for name in cluster.MEMORY}
+    assert found == {name: str(value) for name, value in cluster.MEMORY.items()}
 
 
 # --- the command, and the scorecard ---
