@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 IN_FLIGHT = 256  # tasks that the scheduler knows at a time, each with its arguments
-# A process keeps the memory that it has freed. Left alone, glibc hands every large tensor back to the system and takes
-# it again, and dask asks for even more of that; a third of the time of a ResNet at 224 pixels goes into clean pages.
+# A process keeps the memory that it has freed. Left alone, glibc gives every large tensor back to the system and
+# takes it anew, and dask asks for more of that: a third of the time of a ResNet at 224 pixels went into clean pages.
 MEMORY = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**40}
 
 
