@@ -165,14 +165,16 @@ class Changes(OfPapers):
         for row in self.found:
             claim = row.finding.claim
             old = before.get(claim.id, {"verdict": "", "ours": ""})
-            if not row.study or (old["verdict"] == row.finding.verdict and claim.id in before):
+            if not isinstance(row.finding, scorecard.Decision) or (
+                old["verdict"] == row.finding.verdict and claim.id in before
+            ):
                 continue
             was = (
                 f"{badge(old['verdict'])}\n\n{escape(old['ours'])}"
                 if old["verdict"]
                 else "no claim of its own"
             )
-            now = f"{badge(row.finding.verdict)}\n\n{escape(scorecard.ours(row.finding))}"
+            now = "\n\n".join([badge(row.finding.verdict), *map(escape, row.finding.ours)])
             why = escape(row.finding.reason) or "The experiment, at the paper's size and with an interval."
             lines.append([f"[{claim.id}](claim-{claim.id}) {escape(claim.claim)}", was, now, why])
         return self.parse(list_table(lines, "scorecard verdict-changes longtable", "28 22 25 25"))
@@ -208,11 +210,11 @@ def badge(verdict: str) -> str:
 
 def of_rule(verdict: Verdict) -> str:
     """MyST of a rule that stood before, with what it makes of the same rows."""
-    said = "; ".join(
-        f"{name}: {scorecard.interval_of(one.estimand.holds)} ({scorecard.said(one)})"
+    said = [
+        escape(f"{name}: {scorecard.interval_of(one.estimand.holds)} ({scorecard.said(one)})")
         for name, one in verdict.estimates.items()
-    )
-    return f"{escape(said)}\n\n{badge(verdict.grade)}"
+    ]
+    return "\n\n".join([*said, badge(verdict.grade)])
 
 
 class Runs(OfPapers):
