@@ -197,13 +197,19 @@ class Page:
         rows
             Which rows, as `pandas.DataFrame.query` takes it; empty: all.
         labels
-            What `matplotlib.axes.Axes.set` takes: ``xlabel``, ``ylabel``, ``xscale``, ``ylim``.
+            What `matplotlib.axes.Axes.set` takes: ``xlabel``, ``ylabel``, ``xscale``, ``ylim``; ``xticks`` are the
+            only ones, where they are given.
         """
         with self.figure(name) as (table, ax):
             some = table.query(rows) if rows else table
             drawn = pd.DataFrame({column: some.eval(column) for column in (x, y, hue) if column is not None})
             plots.lines(drawn, x, y, hue=hue, ax=ax)
             ax.set(**labels)
+            if "xticks" in labels:
+                ax.set_xticks(labels["xticks"], map(str, labels["xticks"]))
+                ax.minorticks_off()
+            if hue is not None:
+                plots.legend_above(ax, title=hue)
 
     def pictures(self, name: str, picture: str, alt: str, *, stacked: bool = False) -> None:
         """Display the panels of a recorded picture of a study, with its provenance under them.

@@ -145,6 +145,13 @@ def lines(
     return ax
 
 
+def legend_above(ax: Axes, *, x: float = 0.5, columns: int = 3, title: str | None = None) -> None:
+    """Put the legend above the axes, where it hides nothing; ``x`` is its middle, as a share of their width."""
+    ax.legend(
+        title=title, fontsize=9, loc="lower center", bbox_to_anchor=(x, 1), ncols=columns, frameon=False
+    )
+
+
 def reference(ax: Axes, value: float, label: str, *, axis: str = "y") -> None:
     """Draw the paper's number as a dashed line with its label."""
     draw = ax.axhline if axis == "y" else ax.axvline
