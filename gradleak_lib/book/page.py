@@ -211,10 +211,12 @@ class Page:
             if hue is not None:
                 plots.legend_above(ax, title=hue)
 
-    def pictures(self, name: str, picture: str, alt: str, *, stacked: bool = False) -> None:
+    def pictures(
+        self, name: str, picture: str, alt: str, *, only: Sequence[str] = (), stacked: bool = False
+    ) -> None:
         """Display the panels of a recorded picture of a study, with its provenance under them.
 
-        They stand beside each other, or, where each is one long row, below each other.
+        They stand beside each other, or, where each is one long row, below each other; ``only`` those of some titles.
         """
         record = self.study(name)
         if record.size != "paper":  # pictures are those that are recorded
@@ -224,6 +226,7 @@ class Page:
             f'src="data:image/webp;base64,{base64.b64encode((record.study.folder / file).read_bytes()).decode()}">'
             f"<figcaption>{html.escape(title)}</figcaption></figure>"
             for title, file in record.pictures.get(picture, {}).items()
+            if not only or title in only
         ]
         if panels:
             display(
